@@ -1,0 +1,6 @@
+//! Heddle's contract, shared by both daemons and the command line: the protobuf services between
+//! proxies and the control plane ([`proto`]) and the resource types of the control-plane API
+//! ([`resource`]).
+
+pub mod proto;
+pub mod resource;
