@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Heddle's per-pod proxy, in the order in which a request passes it.
+//!
+//! What it believes is a [`snapshot`]; what it decides, it decides in pure functions ([`authorize`],
+//! [`path`], [`route`], the parts of [`cluster`]); what became of it is one [`outcome`], from which
+//! [`telemetry`] makes log line, metrics and span.
+
+pub mod authorize;
+pub mod cluster;
+pub mod headers;
+pub mod outcome;
+pub mod path;
+pub mod route;
+pub mod snapshot;
+pub mod telemetry;
+pub mod trace_context;

@@ -1,9 +1,15 @@
 //! What became of a request or connection: one value, from which the log line, the metrics and the
 //! span are made, and the one table from a kind of error to what others see of it.
 
-use std::{fmt, sync::Arc};
+mod record;
+mod reply;
+mod table;
+
+use std::{fmt, str::FromStr, sync::Arc};
 
 use http::StatusCode;
+
+pub use self::record::{Attempt, Authorization, ClosedBy, ConnectionOutcome, Direction, Outcome, RequestOutcome};
 
 /// Why the proxy itself refused or failed a request or connection. Every kind has one row in
 /// [`ErrorKind::row`]; there is no catch-all.
@@ -105,6 +111,8 @@ pub struct Row {
     pub grpc_status: u8,
     /// `error` of `Proxy-Status` (RFC 9209, section 2.3).
     pub proxy_status: &'static str,
+    /// Status byte of the answer to an opaque connection between proxies (0 would be success).
+    pub tcp_status: u8,
     /// Who erred.
     pub side: Side,
 }
@@ -132,6 +140,15 @@ impl Error {
     pub fn after_send(mut self) -> Self {
         self.never_sent = false;
         self
+    }
+}
+
+impl FromStr for ErrorKind {
+    type Err = ();
+
+    /// Reads the `heddle-error` of a peer proxy.
+    fn from_str(reason: &str) -> Result<Self, ()> {
+        Self::ALL.iter().copied().find(|kind| kind.row().reason == reason).ok_or(())
     }
 }
 

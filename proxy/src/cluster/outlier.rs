@@ -1,0 +1,1 @@
+//! When an endpoint is ejected, and when it may come back.
