@@ -1,1 +1,3 @@
+//! The whole mesh, with the real binaries.
+
 fn main() {}
