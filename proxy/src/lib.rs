@@ -6,7 +6,10 @@
 
 pub mod authorize;
 pub mod cluster;
+pub mod config;
+pub mod discovery;
 pub mod headers;
+pub mod identity;
 pub mod outcome;
 pub mod path;
 pub mod route;

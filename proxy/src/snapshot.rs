@@ -417,8 +417,9 @@ pub struct InboundPolicy {
 pub struct InboundPort {
     /// What it speaks.
     pub protocol: Protocol,
-    /// The app's port, unless the proxy's own settings name one.
-    pub target_port: u16,
+    /// Where the app listens, by the proxy's own settings or else the service's target port on
+    /// loopback; `None`: the service has this port, but this workload does not serve it.
+    pub app: Option<SocketAddr>,
     /// Whether plaintext may come in.
     pub permissive: bool,
 }

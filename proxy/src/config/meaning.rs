@@ -1,0 +1,464 @@
+//! From what was typed to what is meant.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::Path,
+    str::FromStr,
+    time::Duration,
+};
+
+use heddle_certs::{SpiffeId, TrustBundle, TrustDomain};
+use serde_json::Value;
+
+use super::{
+    Advertise, Config, DialName, DiscoverySettings, Drain, Inbound, Join, Limits, Log, OtlpProtocol, Outbound, Secret,
+    ServedPort, ServedService, Tracing, Upstream,
+    file::read_text,
+    read::{Faults, Section},
+};
+use crate::snapshot::ServiceName;
+
+/// Everything that the tree says; `None` if a fault leaves something undecided.
+pub(super) fn config(tree: Value, env: &dyn Fn(&str) -> Option<String>, faults: &Faults) -> Option<Config> {
+    let mut top = Section::new(String::new(), tree, faults);
+    let join_given = top.parse_with("join", |file| Ok(file.to_owned()));
+    let state_dir = top.parse_with("stateDir", |dir| {
+        if dir.is_empty() { Err("write the path of a folder".to_owned()) } else { Ok(dir.into()) }
+    });
+    let join_faulty = join_given.is_some();
+    let join = join_given.and_then(|file| join(Path::new(&file), faults));
+    if !join_faulty && state_dir.is_none() {
+        top.fault("join", "is missing: write the join file that `heddle token create` made (without it only a stateDir with a certificate can do)");
+    }
+    let own_namespace = join.as_ref().and_then(|join| join.identity.as_workload().map(|(ns, _)| ns.to_owned()));
+    let services =
+        top.sections("services").into_iter().filter_map(|at| service(at, own_namespace.as_deref())).collect();
+    let workload = top.parse_with("workload", |text| label(text).map(|()| text.to_owned()));
+    let inbound = inbound(top.section("inbound"));
+    let outbound = outbound(top.section("outbound"));
+    let admin = address_or_off(&mut top, "admin", Some(loopback(15000)));
+    if let Some(admin) = admin.filter(|admin| !admin.ip().is_loopback()) {
+        top.fault(
+            "admin",
+            format_args!("{admin} can be reached from outside: write an address of loopback, such as 127.0.0.1:15000"),
+        );
+    }
+    let health = address(&mut top, "health").unwrap_or_else(|| any(15020));
+    let labels = labels(&mut top);
+    let zone = top.parse_with("zone", |zone| label(zone).map(|()| zone.to_owned())).unwrap_or_default();
+    let workers = number(&mut top, "workers", 1, 1, 256);
+    let tracing = tracing(top.section("tracing"), env);
+    let drain = drain(top.section("drain"));
+    let limits = limits(top.section("limits"));
+    let discovery = discovery(top.section("discovery"));
+    let log = log(top.section("log"));
+    top.finish();
+    let config = Config {
+        services,
+        workload,
+        join,
+        state_dir,
+        inbound,
+        outbound,
+        admin,
+        health,
+        labels,
+        zone,
+        workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN),
+        tracing,
+        drain,
+        limits,
+        discovery,
+        log,
+    };
+    same_address_twice(&config, faults);
+    Some(config)
+}
+
+/// Two listeners on one address are a slip that the kernel would report less plainly.
+fn same_address_twice(config: &Config, faults: &Faults) {
+    let mut seen = BTreeMap::new();
+    let upstreams = config.outbound.upstreams.iter().enumerate();
+    let named = [
+        ("inbound.listen".to_owned(), Some(config.inbound.listen)),
+        ("outbound.captured".to_owned(), config.outbound.captured),
+        ("outbound.httpProxy".to_owned(), config.outbound.http_proxy),
+        ("admin".to_owned(), config.admin),
+        ("health".to_owned(), Some(config.health)),
+    ];
+    let named = named.into_iter().chain(
+        upstreams.map(|(index, upstream)| (format!("outbound.upstreams[{index}].listen"), Some(upstream.listen))),
+    );
+    for (path, address) in named {
+        let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+        if let Some(other) = seen.insert(address, path.clone()) {
+            faults.add(&path, format_args!("{address} is taken by {other}: write another port"));
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+}
+
+/// `ip:port`, or a port of 127.0.0.1.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(loopback(port));
+    }
+    text.parse().map_err(|_| "write IP:PORT, or a port of 127.0.0.1".to_owned())
+}
+
+fn address(at: &mut Section, key: &'static str) -> Option<SocketAddr> {
+    at.parse_with(key, parse_address)
+}
+
+fn address_or_off(at: &mut Section, key: &'static str, default: Option<SocketAddr>) -> Option<SocketAddr> {
+    if at.is_off(key) {
+        at.parse_with(key, |_| Ok(()));
+        return None;
+    }
+    at.parse_with(key, |text| parse_address(text).map_err(|right| format!("{right}, or off"))).or(default)
+}
+
+/// A number within bounds.
+fn number<T: FromStr + PartialOrd + std::fmt::Display + Copy>(
+    at: &mut Section,
+    key: &'static str,
+    default: T,
+    min: T,
+    max: T,
+) -> T {
+    let right = || format!("write a whole number from {min} to {max}");
+    at.parse_with(key, |text| text.parse().ok().filter(|n| (min..=max).contains(n)).ok_or_else(right))
+        .unwrap_or(default)
+}
+
+/// A duration within bounds.
+fn duration(at: &mut Section, key: &'static str, default: Duration, min: Duration, max: Duration) -> Duration {
+    let show = |duration| heddle_api::resource::Duration(duration);
+    at.parse_with(key, |text| {
+        let right = || format!("write a duration from {} to {}, such as 10s, 250ms or 1h30m", show(min), show(max));
+        let parsed: heddle_api::resource::Duration = text.parse().map_err(|_| right())?;
+        if (min..=max).contains(&parsed.0) { Ok(parsed.0) } else { Err(right()) }
+    })
+    .unwrap_or(default)
+}
+
+/// A DNS label or name: what names, zones and workloads are made of.
+fn label(text: &str) -> Result<(), String> {
+    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let (first, last) = (text.bytes().next(), text.bytes().next_back());
+    if text.len() <= 63 && edge(first) && edge(last) && text.bytes().all(inner) {
+        Ok(())
+    } else {
+        Err("write at most 63 lower-case letters, digits, '-' and '.', with a letter or digit at each end".to_owned())
+    }
+}
+
+/// A single DNS label.
+fn dns_label(text: &str) -> Result<String, String> {
+    label(text)?;
+    if text.contains('.') { Err("write one label, without a dot".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+fn service(mut at: Section, own_namespace: Option<&str>) -> Option<ServedService> {
+    let right = "write the service's name, such as orders or orders.shop";
+    let mut from_name = None;
+    let name = at.require("name", |text| {
+        let (name, namespace) = text.split_once('.').map_or((text, None), |(name, namespace)| (name, Some(namespace)));
+        let name = dns_label(name).map_err(|_| right.to_owned())?;
+        from_name = namespace.map(dns_label).transpose().map_err(|_| right.to_owned())?;
+        Ok(name)
+    });
+    let namespace = at.parse_with("namespace", dns_label);
+    if let (Some(written), Some(from_name)) = (&namespace, &from_name)
+        && written != from_name
+    {
+        at.fault("namespace", format_args!("{written:?} is not right: the name says {from_name:?}"));
+    }
+    let namespace = namespace.or(from_name).or_else(|| own_namespace.map(str::to_owned));
+    if namespace.is_none() && name.is_some() {
+        at.fault("namespace", "is missing: write it, or the name as NAME.NAMESPACE");
+    }
+    let mut ports = Vec::new();
+    let mut seen = BTreeSet::new();
+    for mut port in at.sections("ports") {
+        let number = port.parse_with("port", parse_port);
+        let app = port.require("app", |text| {
+            parse_address(text)
+                .ok()
+                .filter(|address| address.port() != 0)
+                .ok_or_else(|| "write where the application listens: a port of 127.0.0.1, or IP:PORT".to_owned())
+        });
+        if let Some(number) = number
+            && !seen.insert(number)
+        {
+            port.fault("port", format_args!("{number} is there twice"));
+        }
+        port.finish();
+        ports.extend(app.map(|app| ServedPort { port: number, app }));
+    }
+    at.finish();
+    Some(ServedService { name: ServiceName { namespace: namespace?.into(), name: name?.into() }, ports })
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "write a port from 1 to 65535".to_owned())
+}
+
+fn inbound(mut at: Section) -> Inbound {
+    let listen = address(&mut at, "listen").unwrap_or_else(|| any(15006));
+    let advertise = at
+        .parse_with("advertise", |text| {
+            let right = || "write IP:PORT, IP or :PORT".to_owned();
+            if let Some(port) = text.strip_prefix(':') {
+                return parse_port(port).map(|port| Advertise { ip: None, port: Some(port) });
+            }
+            if let Ok(address) = text.parse::<SocketAddr>() {
+                return Ok(Advertise { ip: Some(address.ip()), port: Some(address.port()) });
+            }
+            text.parse::<IpAddr>().map(|ip| Advertise { ip: Some(ip), port: None }).map_err(|_| right())
+        })
+        .unwrap_or_default();
+    if advertise.ip.is_some_and(|ip| ip.is_unspecified()) {
+        at.fault("advertise", "peers cannot dial this address: write one of this host");
+    }
+    at.finish();
+    Inbound { listen, advertise }
+}
+
+fn outbound(mut at: Section) -> Outbound {
+    let captured = address_or_off(&mut at, "captured", None);
+    let http_proxy = address_or_off(&mut at, "httpProxy", Some(loopback(15002)));
+    for (key, address) in [("captured", captured), ("httpProxy", http_proxy)] {
+        // Whoever can reach these calls with this workload's identity.
+        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+            at.fault(
+                key,
+                format_args!("{address} lets other hosts call as this workload: write an address of loopback"),
+            );
+        }
+    }
+    let mut upstreams = Vec::new();
+    for mut upstream in at.sections("upstreams") {
+        let name: Option<DialName> =
+            upstream.require("name", |text| text.parse().map_err(|_| "write service[.namespace][:port]".to_owned()));
+        let listen = upstream.require("listen", |text| parse_address(text));
+        if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
+            upstream.fault(
+                "listen",
+                format_args!("{listen} lets other hosts call as this workload: write an address of loopback"),
+            );
+        }
+        upstream.finish();
+        if let (Some(name), Some(listen)) = (name, listen) {
+            upstreams.push(Upstream { name, listen });
+        }
+    }
+    at.finish();
+    Outbound { captured, http_proxy, upstreams }
+}
+
+fn labels(top: &mut Section) -> BTreeMap<String, String> {
+    let labels = top.texts("labels");
+    let part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    for (key, value) in &labels {
+        if key.is_empty() || key.len() > 253 || !key.bytes().all(|byte| part(byte) || byte == b'/') {
+            top.fault(
+                "labels",
+                format_args!("{key:?} is no key of a label: write letters, digits, '-', '_', '.' and '/'"),
+            );
+        }
+        if value.len() > 63 || !value.bytes().all(part) {
+            top.fault(
+                "labels",
+                format_args!(
+                    "{value:?} of {key} is no value of a label: write at most 63 letters, digits, '-', '_' and '.'"
+                ),
+            );
+        }
+    }
+    labels
+}
+
+fn tracing(mut at: Section, env: &dyn Fn(&str) -> Option<String>) -> Tracing {
+    let parse_protocol = |text: &str| match text {
+        "grpc" => Ok(OtlpProtocol::Grpc),
+        "http" | "http/protobuf" => Ok(OtlpProtocol::Http),
+        _ => Err("write grpc or http".to_owned()),
+    };
+    let parse_endpoint = |text: &str| {
+        let uri: Option<http::Uri> = text.parse().ok();
+        uri.filter(|uri| uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")))
+            .ok_or_else(|| "write a URL, such as http://127.0.0.1:4317".to_owned())
+    };
+    let parse_ratio = |text: &str| {
+        text.parse()
+            .ok()
+            .filter(|ratio| (0.0..=1.0).contains(ratio))
+            .ok_or_else(|| "write a number from 0 to 1".to_owned())
+    };
+    // The variables of OpenTelemetry fill what is not set; a signal's own wins over the general one.
+    let variable = |name: &str, general: Option<&str>| {
+        env(name).or_else(|| general.and_then(env)).filter(|value| !value.is_empty())
+    };
+    let from_env = |at: &mut Section, key: &'static str, name: &str, general: Option<&str>| {
+        at.default_text(key, variable(name, general), name);
+    };
+    from_env(&mut at, "endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", Some("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    from_env(&mut at, "protocol", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", Some("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    let sampler = env("OTEL_TRACES_SAMPLER").unwrap_or_default();
+    match sampler.as_str() {
+        "always_on" | "parentbased_always_on" => {
+            at.default_text("samplingRatio", Some("1".to_owned()), "OTEL_TRACES_SAMPLER")
+        }
+        "always_off" | "parentbased_always_off" => {
+            at.default_text("samplingRatio", Some("0".to_owned()), "OTEL_TRACES_SAMPLER")
+        }
+        "traceidratio" | "parentbased_traceidratio" => {
+            at.default_text("samplingRatio", env("OTEL_TRACES_SAMPLER_ARG"), "OTEL_TRACES_SAMPLER_ARG");
+        }
+        _ => {}
+    }
+    let mut headers: Vec<_> = at.texts("headers").into_iter().map(|(name, value)| (name, Secret(value))).collect();
+    if headers.is_empty() {
+        let typed =
+            variable("OTEL_EXPORTER_OTLP_TRACES_HEADERS", Some("OTEL_EXPORTER_OTLP_HEADERS")).unwrap_or_default();
+        headers = typed
+            .split(',')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name.trim().to_owned(), Secret(value.trim().to_owned())))
+            .collect();
+    }
+    for (name, _) in &headers {
+        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            at.fault("headers", format_args!("{name:?} is no name of a header"));
+        }
+    }
+    let tracing = Tracing {
+        endpoint: at.parse_with("endpoint", parse_endpoint),
+        protocol: at.parse_with("protocol", parse_protocol).unwrap_or_default(),
+        sampling_ratio: at.parse_with("samplingRatio", parse_ratio),
+        headers,
+    };
+    at.finish();
+    tracing
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn drain(mut at: Section) -> Drain {
+    let default = Drain::default();
+    let drain = Drain {
+        deadline: duration(&mut at, "deadline", default.deadline, Duration::ZERO, 3600 * SECOND),
+        deregister_wait: duration(&mut at, "deregisterWait", default.deregister_wait, Duration::ZERO, 30 * SECOND),
+    };
+    at.finish();
+    drain
+}
+
+fn limits(mut at: Section) -> Limits {
+    let default = Limits::default();
+    let milli = Duration::from_millis(1);
+    let limits = Limits {
+        max_connections: number(&mut at, "maxConnections", default.max_connections, 1, 1_000_000),
+        max_header_bytes: number(&mut at, "maxHeaderBytes", default.max_header_bytes, 8192, 1 << 20),
+        max_headers: number(&mut at, "maxHeaders", default.max_headers, 10, 1000),
+        header_timeout: duration(&mut at, "headerTimeout", default.header_timeout, 10 * milli, 600 * SECOND),
+        handshake_timeout: duration(&mut at, "handshakeTimeout", default.handshake_timeout, 10 * milli, 600 * SECOND),
+        detect_timeout: duration(&mut at, "detectTimeout", default.detect_timeout, milli, 10 * SECOND),
+        max_streams: number(&mut at, "maxStreams", default.max_streams, 1, 100_000),
+        max_resets: number(&mut at, "maxResets", default.max_resets, 1, 100_000),
+        idle_timeout: duration(&mut at, "idleTimeout", default.idle_timeout, SECOND, 24 * 3600 * SECOND),
+    };
+    at.finish();
+    limits
+}
+
+fn discovery(mut at: Section) -> DiscoverySettings {
+    let default = DiscoverySettings::default();
+    let milli = Duration::from_millis(1);
+    let settings = DiscoverySettings {
+        idle: duration(&mut at, "idle", default.idle, SECOND, 24 * 3600 * SECOND),
+        wait: duration(&mut at, "wait", default.wait, milli, 60 * SECOND),
+        max_destinations: number(&mut at, "maxDestinations", default.max_destinations, 1, 100_000),
+    };
+    at.finish();
+    settings
+}
+
+fn log(mut at: Section) -> Log {
+    let filter = at.parse_with("filter", |text| {
+        text.split(',')
+            .all(|directive| !directive.trim().is_empty())
+            .then(|| text.to_owned())
+            .ok_or_else(|| "write a filter, such as info or info,heddle_proxy=debug".to_owned())
+    });
+    let json = at.parse_with("format", |text| match text {
+        "json" => Ok(true),
+        "text" => Ok(false),
+        _ => Err("write text or json".to_owned()),
+    });
+    at.finish();
+    Log { filter: filter.unwrap_or_else(|| "info".to_owned()), json: json.unwrap_or(false) }
+}
+
+/// Reads a join file.
+fn join(file: &Path, faults: &Faults) -> Option<Join> {
+    let tree = read_text(file).and_then(|text| {
+        serde_json::from_str::<Value>(&text).map_err(|error| format!("{} is no JSON: {error}", file.display()))
+    });
+    let tree = match tree {
+        Ok(tree) => tree,
+        Err(message) => {
+            faults.add("join", message);
+            return None;
+        }
+    };
+    let mut at = Section::new(format!("join {}", file.display()), tree, faults);
+    let control_plane = at.require("controlPlane", |text| {
+        let right = || "write HOST:PORT of the control plane".to_owned();
+        let (host, port) = text.rsplit_once(':').ok_or_else(right)?;
+        parse_port(port).map_err(|_| right())?;
+        if host.is_empty() || text.parse::<http::uri::Authority>().is_err() {
+            Err(right())
+        } else {
+            Ok(text.to_owned())
+        }
+    });
+    let trust_domain = at.require("trustDomain", |text| TrustDomain::from_str(text).map_err(|error| error.to_string()));
+    let identity = at.require("identity", |text| {
+        let identity = SpiffeId::from_str(text).map_err(|error| error.to_string())?;
+        let right = "write spiffe://<trust domain>/ns/<namespace>/sa/<service account>";
+        if identity.as_workload().is_none() { Err(right.to_owned()) } else { Ok(identity) }
+    });
+    if let (Some(trust_domain), Some(identity)) = (&trust_domain, &identity)
+        && identity.trust_domain() != trust_domain
+    {
+        at.fault("identity", format_args!("{identity} is not of the trust domain {trust_domain}"));
+    }
+    let trust_anchors = at.require("trustAnchors", |pem| Ok(pem.to_owned()));
+    let token = at.parse_with("token", |token| {
+        if token.is_empty() { Err("write the token".to_owned()) } else { Ok(Secret(token.to_owned())) }
+    });
+    let trust_anchors = match (&trust_domain, trust_anchors) {
+        (Some(trust_domain), Some(pem)) => match TrustBundle::from_pem(trust_domain.clone(), 0, pem.as_bytes()) {
+            Ok(bundle) => Some(bundle),
+            Err(error) => {
+                at.fault("trustAnchors", format_args!("are not right: {error}"));
+                None
+            }
+        },
+        _ => None,
+    };
+    at.finish();
+    Some(Join { control_plane: control_plane?, identity: identity?, trust_anchors: trust_anchors?, token })
+}
