@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What Heddle's two daemons share: draining, signals, logging, the small HTTP server of their admin
+//! and health ports, and metrics about the process itself.
+
+pub mod accept;
+pub mod backoff;
+pub mod drain;
+pub mod health;
+pub mod http_server;
+pub mod process;
+pub mod signal;
+pub mod telemetry;

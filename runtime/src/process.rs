@@ -1,0 +1,138 @@
+//! Metrics about the process itself, under the names that Prometheus clients give them.
+
+use std::{
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use prometheus::{
+    Gauge, Opts, Registry,
+    core::{Collector, Desc},
+    proto::{Counter, Metric, MetricFamily, MetricType},
+};
+use rustix::{
+    process::{Resource, getrlimit},
+    time::{ClockId, clock_gettime},
+};
+
+/// Adds `process_*` metrics to a registry: processor time, memory, file descriptors, threads, start.
+///
+/// To be called when the process starts: that is the start time it tells.
+pub fn register(registry: &Registry) -> prometheus::Result<()> {
+    registry.register(Box::new(Process::new()?))
+}
+
+// The collector in crate `prometheus` counts processor time in whole seconds, which is too coarse to
+// tell what a request costs.
+struct Process {
+    cpu_seconds: Desc,
+    gauges: [Gauge; 5],
+    start_time: Gauge,
+}
+
+const GAUGES: [(&str, &str, fn() -> Option<u64>); 5] = [
+    ("process_resident_memory_bytes", "Resident memory.", || memory_pages(1)),
+    ("process_virtual_memory_bytes", "Virtual memory.", || memory_pages(0)),
+    ("process_open_fds", "Open file descriptors.", open_fds),
+    ("process_max_fds", "Limit of open file descriptors.", || getrlimit(Resource::Nofile).current),
+    ("process_threads", "Threads.", || Some(fs::read_dir("/proc/self/task").ok()?.count() as u64)),
+];
+const CPU_SECONDS: (&str, &str) = ("process_cpu_seconds_total", "User and system processor time spent.");
+
+impl Process {
+    fn new() -> prometheus::Result<Self> {
+        let gauges = [
+            Gauge::new(GAUGES[0].0, GAUGES[0].1)?,
+            Gauge::new(GAUGES[1].0, GAUGES[1].1)?,
+            Gauge::new(GAUGES[2].0, GAUGES[2].1)?,
+            Gauge::new(GAUGES[3].0, GAUGES[3].1)?,
+            Gauge::new(GAUGES[4].0, GAUGES[4].1)?,
+        ];
+        let start_time = Gauge::with_opts(Opts::new(
+            "process_start_time_seconds",
+            "When the process started, in seconds since 1970.",
+        ))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        start_time.set(now.as_secs_f64());
+        let cpu_seconds = Desc::new(CPU_SECONDS.0.into(), CPU_SECONDS.1.into(), Vec::new(), Default::default())?;
+        Ok(Self { cpu_seconds, gauges, start_time })
+    }
+}
+
+impl Collector for Process {
+    fn desc(&self) -> Vec<&Desc> {
+        let gauges = self.gauges.iter().chain([&self.start_time]).flat_map(Collector::desc);
+        gauges.chain([&self.cpu_seconds]).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        for (gauge, (.., read)) in self.gauges.iter().zip(GAUGES) {
+            if let Some(value) = read() {
+                gauge.set(value as f64);
+            }
+        }
+        let gauges = self.gauges.iter().chain([&self.start_time]).flat_map(Collector::collect);
+        gauges.chain([cpu_family()]).collect()
+    }
+}
+
+fn cpu_family() -> MetricFamily {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    let mut counter = Counter::default();
+    counter.set_value(spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9);
+    let mut metric = Metric::default();
+    metric.set_counter(counter);
+    let mut family = MetricFamily::default();
+    family.set_name(CPU_SECONDS.0.into());
+    family.set_help(CPU_SECONDS.1.into());
+    family.set_field_type(MetricType::COUNTER);
+    family.set_metric(vec![metric]);
+    family
+}
+
+fn memory_pages(field: usize) -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(field)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+fn open_fds() -> Option<u64> {
+    // One of them is the directory being read.
+    Some((fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use prometheus::TextEncoder;
+
+    use super::*;
+
+    fn value(registry: &Registry, name: &str) -> f64 {
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let line = text.lines().find(|l| l.split(' ').next() == Some(name)).unwrap_or_else(|| panic!("{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn tells_the_truth_about_this_process() {
+        let registry = Registry::new();
+        register(&registry).unwrap();
+        let fds = value(&registry, "process_open_fds");
+        let files: Vec<_> = (0..200).map(|_| File::open("/dev/null").unwrap()).collect();
+        assert!(value(&registry, "process_open_fds") >= fds + 150.0, "other tests may close a few");
+        drop(files);
+        assert!(value(&registry, "process_max_fds") >= fds);
+        let resident = value(&registry, "process_resident_memory_bytes");
+        assert!((1e5..1e11).contains(&resident), "{resident}");
+        assert!(value(&registry, "process_virtual_memory_bytes") >= resident);
+        assert!(value(&registry, "process_threads") >= 1.0);
+        assert!(value(&registry, "process_start_time_seconds") > 1.7e9);
+        let before = value(&registry, "process_cpu_seconds_total");
+        let mut n = 0u64;
+        while value(&registry, "process_cpu_seconds_total") - before < 0.01 {
+            n = std::hint::black_box(n + 1);
+        }
+    }
+}

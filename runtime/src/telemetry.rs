@@ -1,0 +1,88 @@
+//! Logging of the process: to standard error, as text or JSON lines, with a level that can be changed
+//! while it runs.
+
+use std::io;
+
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line, for programs.
+    Json,
+}
+
+/// Why logging could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Not a filter such as `info` or `info,heddle_proxy=debug`.
+    #[error("log filter {filter:?} cannot be read")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// Something has set a global logger before.
+    #[error("logging is already set up")]
+    AlreadySet(#[from] tracing_subscriber::util::TryInitError),
+    /// The process is ending.
+    #[error("logging is gone")]
+    Gone,
+}
+
+/// Changes what is logged, at run time. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+
+/// Sets up logging for the whole process. `filter` is as in `info,heddle_proxy=debug`.
+pub fn init_logging(filter: &str, format: Format) -> Result<LogHandle, LogError> {
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    Ok(LogHandle(handle))
+}
+
+impl LogHandle {
+    /// Replaces the filter. A filter that cannot be read changes nothing.
+    pub fn set_level(&self, filter: &str) -> Result<(), LogError> {
+        let filter = parse(filter)?;
+        self.0.reload(filter).map_err(|_| LogError::Gone)
+    }
+
+    /// The filter in force.
+    pub fn level(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
+    }
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder().parse(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test, since there is one global logger.
+    #[test]
+    fn the_level_can_be_changed_and_a_bad_one_changes_nothing() {
+        let handle = init_logging("warn", Format::Json).unwrap();
+        assert!(!tracing::enabled!(tracing::Level::INFO));
+        handle.set_level("info,heddle_runtime=debug").unwrap();
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert!(matches!(handle.set_level("heddle=loud"), Err(LogError::Filter { .. })));
+        assert_eq!(handle.level(), "heddle_runtime=debug,info");
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert!(matches!(init_logging("info", Format::Text), Err(LogError::AlreadySet(_))));
+    }
+}
