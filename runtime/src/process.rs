@@ -30,7 +30,9 @@ struct Process {
     start_time: Gauge,
 }
 
-const GAUGES: [(&str, &str, fn() -> Option<u64>); 5] = [
+type Reader = fn() -> Option<u64>;
+
+const GAUGES: [(&str, &str, Reader); 5] = [
     ("process_resident_memory_bytes", "Resident memory.", || memory_pages(1)),
     ("process_virtual_memory_bytes", "Virtual memory.", || memory_pages(0)),
     ("process_open_fds", "Open file descriptors.", open_fds),
