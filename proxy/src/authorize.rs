@@ -3,21 +3,29 @@
 //! What addresses and identities alone decide is decided at accept; what needs method or path waits
 //! for the request. Both go through the same rules, so that no request is decided otherwise than one
 //! naive walk over all rules would decide it.
+//!
+//! Paths are compared whole and with their case. Apps that take `/ADMIN` or `/admin/` for `/admin` are
+//! safe with ALLOW rules (what is not listed is not let in), not with DENY rules alone.
 
-use std::{net::IpAddr, str::FromStr, sync::Arc};
+mod pattern;
+#[cfg(test)]
+mod tests;
 
-use heddle_certs::{SpiffeId, TrustDomain};
+use std::{net::IpAddr, sync::Arc};
+
+use heddle_certs::SpiffeId;
 use http::Method;
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 
+pub use self::pattern::{IdentityPattern, PathPattern, PatternError};
 use crate::outcome::Authorization;
 
 /// Rules and default of one service, compiled.
 #[derive(Clone, Debug)]
 pub struct Authorizer {
-    #[expect(dead_code)]
-    rules: Vec<Rule>,
-    #[expect(dead_code)]
+    deny: Arc<[Rule]>,
+    allow: Arc<[Rule]>,
     default_allow: bool,
 }
 
@@ -60,70 +68,6 @@ pub struct Operation {
     pub paths: Vec<PathPattern>,
 }
 
-/// A SPIFFE ID, or a pattern of such: a segment may be `*`, a trailing `/**` is any rest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IdentityPattern {
-    /// Exactly this one.
-    Exact(SpiffeId),
-    /// Segments.
-    Pattern {
-        /// The trust domain, never a pattern.
-        trust_domain: TrustDomain,
-        /// `None` is `*`.
-        segments: Vec<Option<String>>,
-        /// Whether at least one more segment must follow.
-        rest: bool,
-    },
-}
-
-impl IdentityPattern {
-    /// Every workload of a namespace.
-    pub fn namespace(trust_domain: &TrustDomain, namespace: &str) -> Self {
-        let _ = (trust_domain, namespace);
-        todo!()
-    }
-
-    /// Whether the identity matches.
-    pub fn matches(&self, id: &SpiffeId) -> bool {
-        let _ = id;
-        todo!()
-    }
-}
-
-/// Why a pattern is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PatternError(pub String);
-
-impl FromStr for IdentityPattern {
-    type Err = PatternError;
-
-    fn from_str(s: &str) -> Result<Self, PatternError> {
-        let _ = s;
-        todo!()
-    }
-}
-
-/// `/exact`, `/prefix/*` (anything below it) or `*`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathPattern {
-    /// Every path.
-    Any,
-    /// Exactly this one.
-    Exact(String),
-    /// Anything below this, which ends in `/`.
-    Below(String),
-}
-
-impl FromStr for PathPattern {
-    type Err = PatternError;
-
-    fn from_str(s: &str) -> Result<Self, PatternError> {
-        let _ = s;
-        todo!()
-    }
-}
-
 /// A caller at accept.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer<'a> {
@@ -146,34 +90,150 @@ pub enum AtAccept {
     PerRequest,
 }
 
+/// Whether a rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Match {
+    No,
+    /// Some requests of this connection may match, and some may not.
+    Depends,
+    Yes,
+}
+
 impl Authorizer {
     /// Compiles rules.
     pub fn new(rules: Vec<Rule>, default_allow: bool) -> Self {
-        Self { rules, default_allow }
+        let (deny, allow): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.deny);
+        Self { deny: deny.into(), allow: allow.into(), default_allow }
     }
 
     /// What holds for all requests of a connection, if anything does.
     pub fn at_accept(&self, peer: &Peer<'_>) -> AtAccept {
-        let _ = peer;
-        todo!()
+        let mut deny_depends = false;
+        for rule in &*self.deny {
+            match rule.at_connection(peer) {
+                Match::Yes => return AtAccept::Deny(rule.verdict()),
+                Match::Depends => deny_depends = true,
+                Match::No => {}
+            }
+        }
+        let mut allow_depends = false;
+        let mut allow = None;
+        for rule in &*self.allow {
+            match rule.at_connection(peer) {
+                Match::Yes => {
+                    allow = Some(rule);
+                    break;
+                }
+                Match::Depends => allow_depends = true,
+                Match::No => {}
+            }
+        }
+        let all_allowed = allow.is_some() || self.default_allow;
+        if !all_allowed && !allow_depends {
+            // Whether or not a DENY rule names it: nothing allows it.
+            AtAccept::Deny(self.default())
+        } else if deny_depends || !all_allowed {
+            AtAccept::PerRequest
+        } else {
+            AtAccept::Allow(allow.map_or_else(|| self.default(), Rule::verdict))
+        }
     }
 
-    /// The verdict on a request; `path` as it will be forwarded.
+    /// The verdict on a request; `path` as it will be forwarded (see [`crate::path::normalize`]).
+    ///
+    /// Patterns are compared with the decoded path, as the app's own router does: `/a%3Ab` is what a rule
+    /// calls `/a:b`. A normalised path has no encoded byte that would change its segments.
     pub fn at_request(&self, peer: &Peer<'_>, method: &Method, path: &str) -> Authorization {
-        let _ = (peer, method, path);
-        todo!()
+        let path = percent_decode_str(path).decode_utf8_lossy();
+        self.first_match(|rule| rule.matches_source(peer) && rule.matches_request(peer.port, method, &path))
     }
 
     /// The verdict on opaque bytes: a DENY rule holds even if it asks for method or path (they might
     /// be these), an ALLOW rule that asks for them does not.
     pub fn at_opaque(&self, peer: &Peer<'_>) -> Authorization {
-        let _ = peer;
-        todo!()
+        self.first_match(|rule| match rule.at_connection(peer) {
+            Match::Yes => true,
+            Match::Depends => rule.deny,
+            Match::No => false,
+        })
     }
 
     /// Whether any rule for this port asks for method or path: then opaque bytes are refused there.
     pub fn has_request_rules(&self, port: u16) -> bool {
-        let _ = port;
-        todo!()
+        self.deny.iter().chain(&*self.allow).any(|rule| {
+            rule.operations.iter().any(|operation| operation.matches_port(port) && operation.asks_for_request())
+        })
+    }
+
+    fn first_match(&self, mut matches: impl FnMut(&Rule) -> bool) -> Authorization {
+        let rule = self.deny.iter().chain(&*self.allow).find(|rule| matches(rule));
+        rule.map_or_else(|| self.default(), Rule::verdict)
+    }
+
+    fn default(&self) -> Authorization {
+        Authorization { allowed: self.default_allow, policy: None, rule: None }
+    }
+}
+
+impl Rule {
+    fn verdict(&self) -> Authorization {
+        Authorization { allowed: !self.deny, policy: Some(self.policy.clone()), rule: Some(self.name.clone()) }
+    }
+
+    fn matches_source(&self, peer: &Peer<'_>) -> bool {
+        self.sources.is_empty() || self.sources.iter().any(|source| source.matches(peer))
+    }
+
+    fn matches_request(&self, port: u16, method: &Method, path: &str) -> bool {
+        self.operations.is_empty()
+            || self.operations.iter().any(|operation| {
+                operation.matches_port(port)
+                    && (operation.methods.is_empty() || operation.methods.contains(method))
+                    && (operation.paths.is_empty() || operation.paths.iter().any(|pattern| pattern.matches(path)))
+            })
+    }
+
+    /// Whether all, some or no requests of a connection match.
+    fn at_connection(&self, peer: &Peer<'_>) -> Match {
+        if !self.matches_source(peer) {
+            return Match::No;
+        }
+        if self.operations.is_empty() {
+            return Match::Yes;
+        }
+        let mut result = Match::No;
+        for operation in self.operations.iter().filter(|operation| operation.matches_port(peer.port)) {
+            if !operation.asks_for_request() {
+                return Match::Yes;
+            }
+            result = Match::Depends;
+        }
+        result
+    }
+}
+
+impl Source {
+    fn matches(&self, peer: &Peer<'_>) -> bool {
+        let any = |patterns: &[IdentityPattern]| {
+            patterns.is_empty() || peer.id.is_some_and(|id| patterns.iter().any(|pattern| pattern.matches(id)))
+        };
+        any(&self.identities)
+            && any(&self.namespaces)
+            && (self.cidrs.is_empty() || {
+                // As a dual-stack listener sees IPv4 callers.
+                let ip = peer.ip.to_canonical();
+                self.cidrs.iter().any(|cidr| cidr.contains(&ip))
+            })
+            && (!self.unauthenticated || peer.id.is_none())
+    }
+}
+
+impl Operation {
+    fn matches_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    fn asks_for_request(&self) -> bool {
+        !self.methods.is_empty() || !(self.paths.is_empty() || self.paths.contains(&PathPattern::Any))
     }
 }
