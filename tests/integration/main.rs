@@ -1,3 +1,6 @@
-//! The whole mesh, with the real binaries.
+//! The whole mesh, with the real binaries: a control plane, proxies, and apps beside them.
 
-fn main() {}
+mod calls;
+mod life;
+mod resilience;
+mod world;

@@ -1,0 +1,63 @@
+//! Starting, stopping, and doing without the control plane.
+
+use std::time::Duration;
+
+use heddle_tests::eventually;
+use http::StatusCode;
+
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_control_plane_proxies_go_on_and_start_again() {
+    let mut world = World::start().await;
+    let client = world.client.client();
+    assert_eq!(client.get("http://echo.test/").send().await.expect("an answer").status(), StatusCode::OK);
+    world.mesh.kill_control_plane();
+    assert_eq!(client.get("http://echo.test/").send().await.expect("an answer").status(), StatusCode::OK);
+
+    let folder = world.mesh.folder.path().to_path_buf();
+    world.server.restart(&folder).await;
+    world.client.restart(&folder).await;
+    let client = world.client.client();
+    assert_eq!(client.get("http://echo.test/").send().await.expect("an answer").status(), StatusCode::OK);
+    let refused = client.get("http://nobody.test/").send().await.expect("an answer");
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    world.mesh.start_control_plane().await;
+    world.mesh.apply(&crate::world::ECHO.replace("echo", "later")).await;
+    eventually("the proxies to be back", Duration::from_secs(20), || async {
+        let response = client.get("http://later.test/").send().await.map_err(|error| error.to_string())?;
+        match response.headers().get("heddle-error") {
+            Some(reason) if reason == "no_endpoints" => Ok(()),
+            reason => Err(format!("{} {reason:?}", response.status())),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains_and_ends() {
+    let mut world = World::start().await;
+    let client = world.client.client();
+    world.app.set_delay(Duration::from_millis(500));
+    let slow = tokio::spawn(client.get("http://echo.test/").send());
+    eventually("the request to be in flight", Duration::from_secs(5), || async {
+        if world.app.count() > 0 { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    let status = world.server.process.terminate(Duration::from_secs(15)).await;
+    assert!(status.success(), "{status}");
+    let answer = slow.await.expect("no panic").expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK, "the request in flight was answered");
+    let (_, proxies) = world.mesh.get("/v1/workloads").await;
+    assert!(!proxies.to_string().contains("echo-1"), "deregistered: {proxies}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_rotate_without_a_lost_request() {
+    let world = World::with(&["--svid-ttl", "3s"], crate::world::ECHO).await;
+    let report =
+        heddle_tests::load::steady(world.client.client(), "http://echo.test/".to_owned(), 100, Duration::from_secs(8))
+            .await;
+    report.assert_nothing_lost(800);
+}

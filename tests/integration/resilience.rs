@@ -1,0 +1,90 @@
+//! Retries, ejection, limits and timeouts, seen from a caller.
+
+use std::time::Duration;
+
+use heddle_tests::{app::App, eventually};
+use http::StatusCode;
+
+use crate::world::{ECHO, World, serving};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sick_instance_is_retried_around_and_ejected() {
+    let mut world = World::start().await;
+    let sick = App::start("sick").await;
+    sick.set_status(StatusCode::SERVICE_UNAVAILABLE);
+    let _second = world.mesh.proxy("test", serving("echo-2", "echo", &[format!("80:{}", sick.address.port())])).await;
+    let client = world.client.client();
+    eventually("a request to reach the sick instance", Duration::from_secs(10), || async {
+        let _ = client.get("http://echo.test/").send().await;
+        if sick.count() > 0 { Ok(()) } else { Err("none yet".to_owned()) }
+    })
+    .await;
+    for _ in 0..100 {
+        let response = client.get("http://echo.test/").send().await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+    assert!(world.client.metric("heddle_retries_total", &[]).await >= 1.0, "{}", world.client.metrics().await);
+    assert!(world.client.metric("heddle_ejections_total", &[]).await >= 1.0, "{}", world.client.metrics().await);
+    // Five in a row eject it; afterwards only probes reach it.
+    assert!(sick.count() <= 10, "the sick instance still gets {} requests", sick.count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_was_sent_is_not_sent_again() {
+    let world = World::start().await;
+    world.app.set_status(StatusCode::SERVICE_UNAVAILABLE);
+    let response = world.client.client().post("http://echo.test/pay").body("1").send().await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(world.app.count(), 1);
+    let response = world.client.client().get("http://echo.test/").send().await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(world.app.count(), 1 + 1, "one instance: nobody else to try");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_every_instance_fails_the_circuit_opens_and_answers_at_once() {
+    let world = World::start().await;
+    world.server.process.signal(rustix::process::Signal::KILL);
+    let client = world.client.client();
+    let response = eventually("the circuit to open", Duration::from_secs(10), || async {
+        let response = client.get("http://echo.test/").send().await.map_err(|error| error.to_string())?;
+        match response.headers().get("heddle-error") {
+            Some(reason) if reason == "circuit_open" || reason == "no_endpoints" => Ok(response),
+            reason => Err(format!("{} {reason:?}", response.status())),
+        }
+    })
+    .await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timeouts_and_limits_of_a_traffic_policy() {
+    let policy = format!(
+        "{ECHO}
+---
+apiVersion: heddle.dev/v1
+kind: TrafficPolicy
+metadata: {{ name: echo, namespace: test }}
+spec:
+  targetRef: {{ kind: Service, name: echo }}
+  timeouts: {{ request: 300ms }}
+  limits: {{ maxRequests: 2, maxPending: 1 }}
+"
+    );
+    let world = World::with(&[], &policy).await;
+    let client = world.client.client();
+    assert_eq!(client.get("http://echo.test/").send().await.expect("an answer").status(), StatusCode::OK);
+    world.app.set_delay(Duration::from_secs(2));
+    let response = client.get("http://echo.test/").send().await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(response.headers()["heddle-error"], "request_timeout");
+
+    let calls = (0..20).map(|_| client.get("http://echo.test/").send());
+    let answers = futures_util::future::join_all(calls).await;
+    let overloaded = answers
+        .iter()
+        .filter_map(|answer| answer.as_ref().ok())
+        .filter(|answer| answer.headers().get("heddle-error").is_some_and(|reason| reason == "overloaded"))
+        .count();
+    assert!(overloaded >= 15, "{overloaded} of 20 were refused at once");
+}
