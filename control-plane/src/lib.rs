@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Heddle's control plane: API, store, identity and discovery services.
+
+pub mod store;
