@@ -1,0 +1,117 @@
+//! Endpoints: the workloads that serve a service, registered and declared.
+
+use std::net::{IpAddr, SocketAddr};
+
+use heddle_api::{
+    proto::discovery as proto,
+    resource::{Object, ServiceSpec, WorkloadSpec},
+};
+use heddle_certs::SpiffeId;
+
+use crate::mesh::{Mesh, Name, Registered};
+
+pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::Endpoints> {
+    let service = mesh.service(name)?;
+    let registered = mesh.registered_workloads(name).filter_map(|workload| from_registered(service, name, workload));
+    let declared = mesh.declared_workloads(name).filter_map(|workload| from_declared(mesh, service, name, workload));
+    let mut endpoints: Vec<(SocketAddr, proto::Endpoint)> = registered.chain(declared).collect();
+    endpoints.sort_by(|a, b| (a.0, &a.1.workload).cmp(&(b.0, &b.1.workload)));
+    Some(proto::Endpoints {
+        service: name.to_string(),
+        endpoints: endpoints.into_iter().map(|(_, endpoint)| endpoint).collect(),
+    })
+}
+
+/// Whether an identity may serve a service: one of its service accounts, in its namespace.
+pub(crate) fn may_serve(service: &Object<ServiceSpec>, identity: &SpiffeId) -> bool {
+    let Some((namespace, account)) = identity.as_workload() else {
+        return false;
+    };
+    service.metadata.namespace.as_deref() == Some(namespace) && has_account(service, account)
+}
+
+fn has_account(service: &Object<ServiceSpec>, account: &str) -> bool {
+    match service.spec.service_accounts.as_slice() {
+        [] => service.metadata.name == account,
+        accounts => accounts.iter().any(|listed| listed == account),
+    }
+}
+
+fn from_registered(
+    service: &Object<ServiceSpec>,
+    name: &Name,
+    workload: &Registered,
+) -> Option<(SocketAddr, proto::Endpoint)> {
+    // What was allowed when it registered may have been taken back since.
+    if !may_serve(service, &workload.identity) {
+        return None;
+    }
+    let served: Vec<u16> =
+        workload.services.iter().filter(|(served, _)| served == name).flat_map(|(_, ports)| ports).copied().collect();
+    let ports = ports(service, &served, false);
+    if ports.is_empty() {
+        return None;
+    }
+    let endpoint = proto::Endpoint {
+        address: workload.address.to_string(),
+        identities: vec![workload.identity.to_string()],
+        meshed: true,
+        ports,
+        zone: workload.zone.clone(),
+        weight: 1,
+        ready: workload.ready,
+        workload: workload.name.to_string(),
+    };
+    Some((workload.address, endpoint))
+}
+
+fn from_declared(
+    mesh: &Mesh,
+    service: &Object<ServiceSpec>,
+    name: &Name,
+    workload: &Object<WorkloadSpec>,
+) -> Option<(SocketAddr, proto::Endpoint)> {
+    let ip: IpAddr = workload.spec.address.parse().ok()?;
+    let meshed = workload.spec.inbound_port.is_some();
+    let identities = match (meshed, &workload.spec.service_account) {
+        (true, Some(account)) if has_account(service, account) => {
+            vec![SpiffeId::workload(mesh.trust_domain(), &name.namespace, account).ok()?.to_string()]
+        }
+        // Its proxy could prove nothing that this service accepts.
+        (true, _) => return None,
+        (false, _) => Vec::new(),
+    };
+    let served: Vec<u16> = (workload.spec.services.iter())
+        .filter(|served| *served.name == *name.name)
+        .flat_map(|served| &served.ports)
+        .copied()
+        .collect();
+    let ports = ports(service, &served, !meshed);
+    let port = match workload.spec.inbound_port {
+        Some(port) => port,
+        None => u16::try_from(ports.first()?.target_port).ok()?,
+    };
+    let address = SocketAddr::new(ip, port);
+    let endpoint = proto::Endpoint {
+        address: address.to_string(),
+        identities,
+        meshed,
+        ports,
+        zone: workload.spec.zone.clone().unwrap_or_default(),
+        weight: workload.spec.weight.unwrap_or(1),
+        ready: true,
+        workload: Name::of(&workload.metadata).to_string(),
+    };
+    (!endpoint.ports.is_empty()).then_some((address, endpoint))
+}
+
+/// The service's ports that a workload serves (all, if it names none).
+fn ports(service: &Object<ServiceSpec>, served: &[u16], with_target: bool) -> Vec<proto::EndpointPort> {
+    (service.spec.ports.iter())
+        .filter(|port| served.is_empty() || served.contains(&port.port))
+        .map(|port| proto::EndpointPort {
+            port: port.port.into(),
+            target_port: if with_target { port.target_port.unwrap_or(port.port).into() } else { 0 },
+        })
+        .collect()
+}

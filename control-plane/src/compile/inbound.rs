@@ -1,0 +1,79 @@
+//! InboundPolicy: who may call a service.
+
+use std::sync::Arc;
+
+use heddle_api::{
+    proto::discovery as proto,
+    resource::{Action, AuthorizationPolicySpec, MtlsMode, Object, OperationSpec, ServicePortSpec, SourceSpec},
+};
+use heddle_certs::TrustDomain;
+
+use super::{oldest_first, service::protocol};
+use crate::mesh::{Mesh, Name, Scope};
+
+pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::InboundPolicy> {
+    let service = mesh.service(name)?;
+    let scopes = [Scope::Mesh, Scope::Namespace(Arc::clone(&name.namespace)), Scope::Service(name.clone())];
+    let policies: Vec<_> = scopes.iter().flat_map(|scope| oldest_first(mesh.authorization_policies(scope))).collect();
+    let of = |action| policies.iter().filter(move |policy| policy.spec.action == action);
+    let rules = of(Action::Deny).chain(of(Action::Allow)).flat_map(|policy| rules(mesh.trust_domain(), policy));
+    Some(proto::InboundPolicy {
+        service: name.to_string(),
+        ports: service.spec.ports.iter().map(port).collect(),
+        rules: rules.collect(),
+        default_allow: mesh.default_allow(),
+        probe_exemptions: (service.spec.probe_exemptions.iter())
+            .map(|probe| proto::ProbeExemption { port: probe.port.into(), path: probe.path.clone() })
+            .collect(),
+    })
+}
+
+fn port(port: &ServicePortSpec) -> proto::InboundPort {
+    proto::InboundPort {
+        port: port.port.into(),
+        protocol: protocol(port.protocol).into(),
+        target_port: port.target_port.unwrap_or(port.port).into(),
+        permissive: port.mtls == MtlsMode::Permissive,
+        request_timeout_ms: 0,
+    }
+}
+
+fn rules(trust_domain: &TrustDomain, policy: &Object<AuthorizationPolicySpec>) -> Vec<proto::AuthorizationRule> {
+    let name = Name::of(&policy.metadata);
+    let compile = |(index, rule): (usize, &heddle_api::resource::RuleSpec)| proto::AuthorizationRule {
+        policy: format!("AuthorizationPolicy {name}"),
+        rule: rule.name.clone().unwrap_or_else(|| index.to_string()),
+        deny: policy.spec.action == Action::Deny,
+        sources: rule.from.iter().map(|source| compile_source(trust_domain, source)).collect(),
+        operations: rule.to.iter().map(compile_operation).collect(),
+    };
+    policy.spec.rules.iter().enumerate().map(compile).collect()
+}
+
+fn compile_source(trust_domain: &TrustDomain, source: &SourceSpec) -> proto::Source {
+    proto::Source {
+        identities: source.identities.iter().map(|identity| full_identity(trust_domain, identity)).collect(),
+        namespaces: source.namespaces.clone(),
+        cidrs: source.cidrs.clone(),
+        unauthenticated: source.unauthenticated,
+    }
+}
+
+/// `<namespace>/<service account>` as a SPIFFE ID of the mesh; anything else stays as it is, and the
+/// proxy refuses what it cannot read.
+fn full_identity(trust_domain: &TrustDomain, identity: &str) -> String {
+    match identity.split_once('/') {
+        Some((namespace, account)) if !identity.contains(':') && !account.contains('/') => {
+            format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}")
+        }
+        _ => identity.to_owned(),
+    }
+}
+
+fn compile_operation(operation: &OperationSpec) -> proto::Operation {
+    proto::Operation {
+        ports: operation.ports.iter().copied().map(u32::from).collect(),
+        methods: operation.methods.clone(),
+        paths: operation.paths.clone(),
+    }
+}

@@ -1,0 +1,490 @@
+//! What the compiler reads: every object of the mesh by name, and who refers to whom.
+//!
+//! Pure and single-threaded. The registry's changes and the registrations of workloads go in through
+//! [`Mesh::put`], [`Mesh::remove`], [`Mesh::register`] and [`Mesh::deregister`]; each of them answers
+//! with what is [`Affected`], so that only that needs to be compiled again.
+
+mod affected;
+mod index;
+mod name;
+mod resolve;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use heddle_api::resource::{
+    AuthorizationPolicySpec, DefaultAction, GrpcRouteSpec, HttpRouteSpec, MeshConfigSpec, Object, ServiceSpec,
+    TargetRef, TcpRouteSpec, TrafficPolicySpec, WorkloadSpec,
+};
+use heddle_certs::{SpiffeId, TrustDomain};
+
+use self::index::Multimap;
+pub use self::{
+    affected::{Affected, Hosts, Scope},
+    name::Name,
+    resolve::{MAX_ALIAS, parse_alias},
+};
+
+/// The namespace whose policies without a target hold for the whole mesh.
+pub const MESH_NAMESPACE: &str = "heddle";
+
+/// An object of any kind.
+#[derive(Clone, Debug)]
+pub enum AnyObject {
+    /// MeshConfig.
+    MeshConfig(Arc<Object<MeshConfigSpec>>),
+    /// Service.
+    Service(Arc<Object<ServiceSpec>>),
+    /// Workload.
+    Workload(Arc<Object<WorkloadSpec>>),
+    /// HTTPRoute.
+    HttpRoute(Arc<Object<HttpRouteSpec>>),
+    /// GRPCRoute.
+    GrpcRoute(Arc<Object<GrpcRouteSpec>>),
+    /// TCPRoute.
+    TcpRoute(Arc<Object<TcpRouteSpec>>),
+    /// TrafficPolicy.
+    TrafficPolicy(Arc<Object<TrafficPolicySpec>>),
+    /// AuthorizationPolicy.
+    AuthorizationPolicy(Arc<Object<AuthorizationPolicySpec>>),
+}
+
+/// Which kind an object is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// MeshConfig.
+    MeshConfig,
+    /// Service.
+    Service,
+    /// Workload.
+    Workload,
+    /// HTTPRoute.
+    HttpRoute,
+    /// GRPCRoute.
+    GrpcRoute,
+    /// TCPRoute.
+    TcpRoute,
+    /// TrafficPolicy.
+    TrafficPolicy,
+    /// AuthorizationPolicy.
+    AuthorizationPolicy,
+}
+
+/// A workload that its own proxy registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Instance name in the namespace of its identity.
+    pub name: Name,
+    /// Who it is: verified when it registered.
+    pub identity: SpiffeId,
+    /// Its inbound listener.
+    pub address: SocketAddr,
+    /// What it serves; no ports: all of them.
+    pub services: Vec<(Name, Vec<u16>)>,
+    /// Availability zone; empty: unknown.
+    pub zone: String,
+    /// Whether it takes traffic.
+    pub ready: bool,
+}
+
+/// A route of any kind, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct RouteName {
+    kind: ObjectKind,
+    name: Name,
+}
+
+/// Every object of the mesh, with indices.
+#[derive(Debug)]
+pub struct Mesh {
+    trust_domain: TrustDomain,
+    config: Option<Arc<Object<MeshConfigSpec>>>,
+    services: HashMap<Name, Arc<Object<ServiceSpec>>>,
+    workloads: HashMap<Name, Arc<Object<WorkloadSpec>>>,
+    registered: HashMap<Name, Arc<Registered>>,
+    http_routes: HashMap<Name, Arc<Object<HttpRouteSpec>>>,
+    grpc_routes: HashMap<Name, Arc<Object<GrpcRouteSpec>>>,
+    tcp_routes: HashMap<Name, Arc<Object<TcpRouteSpec>>>,
+    traffic: HashMap<Name, Arc<Object<TrafficPolicySpec>>>,
+    authorization: HashMap<Name, Arc<Object<AuthorizationPolicySpec>>>,
+    /// Extra host name -> services that claim it.
+    extra_hosts: Multimap<Arc<str>, Name>,
+    /// Service -> declared workloads that serve it.
+    workloads_of: Multimap<Name, Name>,
+    /// Service -> registered workloads that serve it.
+    registered_of: Multimap<Name, Name>,
+    /// Service -> routes that its callers follow.
+    routes_of: Multimap<Name, RouteName>,
+    /// Service -> routes that send requests to it.
+    routes_to: Multimap<Name, RouteName>,
+    traffic_of: Multimap<Scope, Name>,
+    authorization_of: Multimap<Scope, Name>,
+}
+
+impl Mesh {
+    /// A mesh without objects.
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            config: None,
+            services: HashMap::new(),
+            workloads: HashMap::new(),
+            registered: HashMap::new(),
+            http_routes: HashMap::new(),
+            grpc_routes: HashMap::new(),
+            tcp_routes: HashMap::new(),
+            traffic: HashMap::new(),
+            authorization: HashMap::new(),
+            extra_hosts: Multimap::default(),
+            workloads_of: Multimap::default(),
+            registered_of: Multimap::default(),
+            routes_of: Multimap::default(),
+            routes_to: Multimap::default(),
+            traffic_of: Multimap::default(),
+            authorization_of: Multimap::default(),
+        }
+    }
+
+    /// Its trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// A service by name.
+    pub fn service(&self, name: &Name) -> Option<&Arc<Object<ServiceSpec>>> {
+        self.services.get(name)
+    }
+
+    /// How many services there are.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// The mesh's settings, or the defaults of a new mesh.
+    pub fn settings(&self) -> MeshConfigSpec {
+        match &self.config {
+            Some(config) => config.spec.clone(),
+            None => default_settings(),
+        }
+    }
+
+    /// The mesh's name suffixes.
+    pub fn suffixes(&self) -> Vec<String> {
+        match &self.config {
+            Some(config) => config.spec.suffixes.clone(),
+            None => default_settings().suffixes,
+        }
+    }
+
+    /// What holds where no authorization rule matches.
+    pub fn default_allow(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.spec.default_authorization == DefaultAction::Allow)
+    }
+
+    /// Declared workloads that serve a service. One that its proxy has registered too counts as
+    /// registered only.
+    pub fn declared_workloads(&self, service: &Name) -> impl Iterator<Item = &Arc<Object<WorkloadSpec>>> {
+        self.workloads_of
+            .of(service)
+            .filter(|name| !self.registered.contains_key(*name))
+            .filter_map(|name| self.workloads.get(name))
+    }
+
+    /// A declared workload by name.
+    pub fn workload(&self, name: &Name) -> Option<&Arc<Object<WorkloadSpec>>> {
+        self.workloads.get(name)
+    }
+
+    /// Registered workloads that serve a service.
+    pub fn registered_workloads(&self, service: &Name) -> impl Iterator<Item = &Arc<Registered>> {
+        self.registered_of.of(service).filter_map(|name| self.registered.get(name))
+    }
+
+    /// HTTPRoutes that callers of a service follow.
+    pub fn http_routes(&self, service: &Name) -> impl Iterator<Item = &Arc<Object<HttpRouteSpec>>> {
+        self.routes_of.of(service).filter_map(|route| match route.kind {
+            ObjectKind::HttpRoute => self.http_routes.get(&route.name),
+            _ => None,
+        })
+    }
+
+    /// GRPCRoutes that callers of a service follow.
+    pub fn grpc_routes(&self, service: &Name) -> impl Iterator<Item = &Arc<Object<GrpcRouteSpec>>> {
+        self.routes_of.of(service).filter_map(|route| match route.kind {
+            ObjectKind::GrpcRoute => self.grpc_routes.get(&route.name),
+            _ => None,
+        })
+    }
+
+    /// TCPRoutes that callers of a service follow.
+    pub fn tcp_routes(&self, service: &Name) -> impl Iterator<Item = &Arc<Object<TcpRouteSpec>>> {
+        self.routes_of.of(service).filter_map(|route| match route.kind {
+            ObjectKind::TcpRoute => self.tcp_routes.get(&route.name),
+            _ => None,
+        })
+    }
+
+    /// Traffic policies attached exactly to this scope.
+    pub fn traffic_policies(&self, scope: &Scope) -> impl Iterator<Item = &Arc<Object<TrafficPolicySpec>>> {
+        self.traffic_of.of(scope).filter_map(|name| self.traffic.get(name))
+    }
+
+    /// Authorization policies attached exactly to this scope.
+    pub fn authorization_policies(&self, scope: &Scope) -> impl Iterator<Item = &Arc<Object<AuthorizationPolicySpec>>> {
+        self.authorization_of.of(scope).filter_map(|name| self.authorization.get(name))
+    }
+
+    /// Which compiled resources an object goes into, as the mesh is now.
+    pub fn uses(&self, kind: ObjectKind, name: &Name) -> Affected {
+        let mut affected = Affected::default();
+        self.mark(kind, name, &mut affected);
+        affected
+    }
+
+    /// Makes or replaces an object.
+    pub fn put(&mut self, object: AnyObject) -> Affected {
+        let mut affected = Affected::default();
+        let (kind, name) = (object.kind(), object.name());
+        let before = self.unlink(kind, &name, &mut affected);
+        self.link(&name, object, &mut affected);
+        if let (Some(AnyObject::MeshConfig(before)), Some(after)) = (&before, &self.config)
+            && before.spec.default_authorization == after.spec.default_authorization
+            && before.spec.suffixes == after.spec.suffixes
+        {
+            affected = Affected { mesh_config: true, ..Affected::default() };
+        }
+        affected
+    }
+
+    /// Removes an object.
+    pub fn remove(&mut self, kind: ObjectKind, name: &Name) -> Affected {
+        let mut affected = Affected::default();
+        self.unlink(kind, name, &mut affected);
+        affected
+    }
+
+    /// Makes or replaces a registered workload.
+    pub fn register(&mut self, workload: Arc<Registered>) -> Affected {
+        let mut affected = self.deregister(&workload.name);
+        for (service, _) in &workload.services {
+            self.registered_of.insert(service.clone(), workload.name.clone());
+            affected.endpoints.insert(Scope::Service(service.clone()));
+        }
+        self.mark_declared(&workload.name, &mut affected);
+        self.registered.insert(workload.name.clone(), workload);
+        affected
+    }
+
+    /// Removes a registered workload.
+    pub fn deregister(&mut self, name: &Name) -> Affected {
+        let mut affected = Affected::default();
+        if let Some(workload) = self.registered.remove(name) {
+            for (service, _) in &workload.services {
+                self.registered_of.remove(service, name);
+                affected.endpoints.insert(Scope::Service(service.clone()));
+            }
+            self.mark_declared(name, &mut affected);
+        }
+        affected
+    }
+
+    /// A registration hides the declared workload of the same name, or shows it again.
+    fn mark_declared(&self, name: &Name, affected: &mut Affected) {
+        if self.workloads.contains_key(name) {
+            self.mark(ObjectKind::Workload, name, affected);
+        }
+    }
+
+    fn link(&mut self, name: &Name, object: AnyObject, affected: &mut Affected) {
+        let kind = object.kind();
+        match object {
+            AnyObject::MeshConfig(object) => self.config = Some(object),
+            AnyObject::Service(object) => {
+                for host in &object.spec.hosts {
+                    self.extra_hosts.insert(host.to_ascii_lowercase().into(), name.clone());
+                }
+                self.services.insert(name.clone(), object);
+            }
+            AnyObject::Workload(object) => {
+                for service in workload_services(name, &object) {
+                    self.workloads_of.insert(service, name.clone());
+                }
+                self.workloads.insert(name.clone(), object);
+            }
+            AnyObject::HttpRoute(object) => {
+                self.link_route(kind, name, http_links(name, &object));
+                self.http_routes.insert(name.clone(), object);
+            }
+            AnyObject::GrpcRoute(object) => {
+                self.link_route(kind, name, grpc_links(name, &object));
+                self.grpc_routes.insert(name.clone(), object);
+            }
+            AnyObject::TcpRoute(object) => {
+                self.link_route(kind, name, tcp_links(name, &object));
+                self.tcp_routes.insert(name.clone(), object);
+            }
+            AnyObject::TrafficPolicy(object) => {
+                self.traffic_of.insert(scope(name, object.spec.target_ref.as_ref()), name.clone());
+                self.traffic.insert(name.clone(), object);
+            }
+            AnyObject::AuthorizationPolicy(object) => {
+                self.authorization_of.insert(scope(name, object.spec.target_ref.as_ref()), name.clone());
+                self.authorization.insert(name.clone(), object);
+            }
+        }
+        self.mark(kind, name, affected);
+    }
+
+    fn unlink(&mut self, kind: ObjectKind, name: &Name, affected: &mut Affected) -> Option<AnyObject> {
+        self.mark(kind, name, affected);
+        Some(match kind {
+            ObjectKind::MeshConfig => AnyObject::MeshConfig(self.config.take()?),
+            ObjectKind::Service => {
+                let object = self.services.remove(name)?;
+                for host in &object.spec.hosts {
+                    self.extra_hosts.remove(host.to_ascii_lowercase().as_str(), name);
+                }
+                AnyObject::Service(object)
+            }
+            ObjectKind::Workload => {
+                let object = self.workloads.remove(name)?;
+                for service in workload_services(name, &object) {
+                    self.workloads_of.remove(&service, name);
+                }
+                AnyObject::Workload(object)
+            }
+            ObjectKind::HttpRoute => {
+                let object = self.http_routes.remove(name)?;
+                self.unlink_route(kind, name, http_links(name, &object));
+                AnyObject::HttpRoute(object)
+            }
+            ObjectKind::GrpcRoute => {
+                let object = self.grpc_routes.remove(name)?;
+                self.unlink_route(kind, name, grpc_links(name, &object));
+                AnyObject::GrpcRoute(object)
+            }
+            ObjectKind::TcpRoute => {
+                let object = self.tcp_routes.remove(name)?;
+                self.unlink_route(kind, name, tcp_links(name, &object));
+                AnyObject::TcpRoute(object)
+            }
+            ObjectKind::TrafficPolicy => {
+                let object = self.traffic.remove(name)?;
+                self.traffic_of.remove(&scope(name, object.spec.target_ref.as_ref()), name);
+                AnyObject::TrafficPolicy(object)
+            }
+            ObjectKind::AuthorizationPolicy => {
+                let object = self.authorization.remove(name)?;
+                self.authorization_of.remove(&scope(name, object.spec.target_ref.as_ref()), name);
+                AnyObject::AuthorizationPolicy(object)
+            }
+        })
+    }
+
+    fn link_route(&mut self, kind: ObjectKind, name: &Name, links: RouteLinks) {
+        let route = RouteName { kind, name: name.clone() };
+        for parent in links.parents {
+            self.routes_of.insert(parent, route.clone());
+        }
+        for backend in links.backends {
+            self.routes_to.insert(backend, route.clone());
+        }
+    }
+
+    fn unlink_route(&mut self, kind: ObjectKind, name: &Name, links: RouteLinks) {
+        let route = RouteName { kind, name: name.clone() };
+        for parent in links.parents {
+            self.routes_of.remove(&parent, &route);
+        }
+        for backend in links.backends {
+            self.routes_to.remove(&backend, &route);
+        }
+    }
+}
+
+/// The services that a route names.
+struct RouteLinks {
+    parents: BTreeSet<Name>,
+    backends: BTreeSet<Name>,
+}
+
+fn http_links(name: &Name, route: &Object<HttpRouteSpec>) -> RouteLinks {
+    RouteLinks {
+        parents: route.spec.parent_refs.iter().map(|parent| name.sibling(&parent.name)).collect(),
+        backends: (route.spec.rules.iter().flat_map(|rule| &rule.backend_refs))
+            .map(|backend| name.relative(backend.namespace.as_deref(), &backend.name))
+            .collect(),
+    }
+}
+
+fn grpc_links(name: &Name, route: &Object<GrpcRouteSpec>) -> RouteLinks {
+    RouteLinks {
+        parents: route.spec.parent_refs.iter().map(|parent| name.sibling(&parent.name)).collect(),
+        backends: (route.spec.rules.iter().flat_map(|rule| &rule.backend_refs))
+            .map(|backend| name.relative(backend.namespace.as_deref(), &backend.name))
+            .collect(),
+    }
+}
+
+fn tcp_links(name: &Name, route: &Object<TcpRouteSpec>) -> RouteLinks {
+    RouteLinks {
+        parents: route.spec.parent_refs.iter().map(|parent| name.sibling(&parent.name)).collect(),
+        backends: (route.spec.rules.iter().flat_map(|rule| &rule.backend_refs))
+            .map(|backend| name.relative(backend.namespace.as_deref(), &backend.name))
+            .collect(),
+    }
+}
+
+fn workload_services(name: &Name, workload: &Object<WorkloadSpec>) -> BTreeSet<Name> {
+    workload.spec.services.iter().map(|service| name.sibling(&service.name)).collect()
+}
+
+/// What a policy attaches to.
+fn scope(policy: &Name, target: Option<&TargetRef>) -> Scope {
+    match target {
+        Some(target) => Scope::Service(policy.sibling(&target.name)),
+        None if &*policy.namespace == MESH_NAMESPACE => Scope::Mesh,
+        None => Scope::Namespace(Arc::clone(&policy.namespace)),
+    }
+}
+
+/// What a mesh is like for which no MeshConfig was written.
+fn default_settings() -> MeshConfigSpec {
+    // The derived Default would leave the suffixes empty; those of an empty document are meant.
+    serde_json::from_value(serde_json::json!({})).expect("every field of MeshConfig has a default")
+}
+
+impl AnyObject {
+    /// Which kind it is of.
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::MeshConfig(_) => ObjectKind::MeshConfig,
+            Self::Service(_) => ObjectKind::Service,
+            Self::Workload(_) => ObjectKind::Workload,
+            Self::HttpRoute(_) => ObjectKind::HttpRoute,
+            Self::GrpcRoute(_) => ObjectKind::GrpcRoute,
+            Self::TcpRoute(_) => ObjectKind::TcpRoute,
+            Self::TrafficPolicy(_) => ObjectKind::TrafficPolicy,
+            Self::AuthorizationPolicy(_) => ObjectKind::AuthorizationPolicy,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> Name {
+        Name::of(match self {
+            Self::MeshConfig(object) => &object.metadata,
+            Self::Service(object) => &object.metadata,
+            Self::Workload(object) => &object.metadata,
+            Self::HttpRoute(object) => &object.metadata,
+            Self::GrpcRoute(object) => &object.metadata,
+            Self::TcpRoute(object) => &object.metadata,
+            Self::TrafficPolicy(object) => &object.metadata,
+            Self::AuthorizationPolicy(object) => &object.metadata,
+        })
+    }
+}

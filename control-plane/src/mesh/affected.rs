@@ -1,0 +1,129 @@
+//! Which compiled resources a change touches.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Mesh, Name, ObjectKind, RouteName, grpc_links, http_links, scope, tcp_links, workload_services};
+
+/// A set of services: what a policy attaches to, or what a change touches.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// All of the mesh.
+    Mesh,
+    /// All of a namespace.
+    Namespace(Arc<str>),
+    /// One service.
+    Service(Name),
+}
+
+/// Host names whose meaning may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hosts {
+    /// These (without port, lower case).
+    Some(BTreeSet<Arc<str>>),
+    /// All of them.
+    All,
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self::Some(BTreeSet::new())
+    }
+}
+
+/// What has to be compiled or resolved again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// Service resources.
+    pub services: BTreeSet<Scope>,
+    /// Endpoints resources.
+    pub endpoints: BTreeSet<Scope>,
+    /// InboundPolicy resources.
+    pub inbound: BTreeSet<Scope>,
+    /// Aliases.
+    pub hosts: Hosts,
+    /// The MeshConfig resource.
+    pub mesh_config: bool,
+}
+
+impl Affected {
+    /// Takes in what another change touches.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.endpoints.extend(other.endpoints);
+        self.inbound.extend(other.inbound);
+        self.mesh_config |= other.mesh_config;
+        match (&mut self.hosts, other.hosts) {
+            (Hosts::All, _) => {}
+            (mine, Hosts::All) => *mine = Hosts::All,
+            (Hosts::Some(mine), Hosts::Some(others)) => mine.extend(others),
+        }
+    }
+
+    /// Whether a set of scopes contains a service.
+    pub fn covers(scopes: &BTreeSet<Scope>, service: &Name) -> bool {
+        // Sets are small, or consist of single services: three look-ups either way.
+        scopes.contains(&Scope::Mesh)
+            || scopes.contains(&Scope::Service(service.clone()))
+            || scopes.contains(&Scope::Namespace(Arc::clone(&service.namespace)))
+    }
+}
+
+impl Mesh {
+    /// Adds what an object, as it is in the mesh now, goes into. Called before and after a change.
+    pub(super) fn mark(&self, kind: ObjectKind, name: &Name, affected: &mut Affected) {
+        match kind {
+            ObjectKind::MeshConfig => {
+                affected.mesh_config = true;
+                // Service resources list their hosts with all suffixes.
+                affected.services.insert(Scope::Mesh);
+                affected.inbound.insert(Scope::Mesh);
+                affected.hosts = Hosts::All;
+            }
+            ObjectKind::Service => self.mark_service(name, affected),
+            ObjectKind::Workload => {
+                if let Some(workload) = self.workloads.get(name) {
+                    affected.endpoints.extend(workload_services(name, workload).into_iter().map(Scope::Service));
+                }
+            }
+            ObjectKind::HttpRoute | ObjectKind::GrpcRoute | ObjectKind::TcpRoute => {
+                affected.services.extend(self.parents(kind, name).into_iter().map(Scope::Service));
+            }
+            ObjectKind::TrafficPolicy => {
+                if let Some(policy) = self.traffic.get(name) {
+                    affected.services.insert(scope(name, policy.spec.target_ref.as_ref()));
+                }
+            }
+            ObjectKind::AuthorizationPolicy => {
+                if let Some(policy) = self.authorization.get(name) {
+                    affected.inbound.insert(scope(name, policy.spec.target_ref.as_ref()));
+                }
+            }
+        }
+    }
+
+    fn mark_service(&self, name: &Name, affected: &mut Affected) {
+        let itself = Scope::Service(name.clone());
+        affected.services.insert(itself.clone());
+        affected.endpoints.insert(itself.clone());
+        affected.inbound.insert(itself);
+        // Routes that lead here are compiled into their parents: whether this backend exists, and
+        // which port it has.
+        for RouteName { kind, name } in self.routes_to.of(name) {
+            affected.services.extend(self.parents(*kind, name).into_iter().map(Scope::Service));
+        }
+        if let Hosts::Some(hosts) = &mut affected.hosts {
+            hosts.extend(self.hosts(name).into_iter().map(Arc::from));
+        }
+    }
+
+    fn parents(&self, kind: ObjectKind, route: &Name) -> BTreeSet<Name> {
+        match kind {
+            ObjectKind::HttpRoute => self.http_routes.get(route).map(|object| http_links(route, object)),
+            ObjectKind::GrpcRoute => self.grpc_routes.get(route).map(|object| grpc_links(route, object)),
+            ObjectKind::TcpRoute => self.tcp_routes.get(route).map(|object| tcp_links(route, object)),
+            _ => None,
+        }
+        .map(|links| links.parents)
+        .unwrap_or_default()
+    }
+}

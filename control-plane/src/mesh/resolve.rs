@@ -1,0 +1,96 @@
+//! From the name that an app dials to a service.
+
+use heddle_api::resource::{Object, ServiceSpec};
+
+use super::{Mesh, Name};
+
+/// The longest alias: a DNS name, a colon, a port.
+pub const MAX_ALIAS: usize = 253 + 6;
+
+impl Mesh {
+    /// Which service a dialled name means to a workload of a namespace: `service.namespace`, the same
+    /// with one of the mesh's suffixes, or a host that a service claims (the oldest one, if several
+    /// do). Names of the first two forms cannot be claimed by others.
+    pub fn resolve(&self, host: &str, port: u16, viewer: &str) -> Option<Name> {
+        let fits = |service: &Object<ServiceSpec>| {
+            is_exported(service, viewer) && service.spec.ports.iter().any(|candidate| candidate.port == port)
+        };
+        for name in self.canonical(host) {
+            if let Some(service) = self.services.get(&name) {
+                return fits(service).then_some(name);
+            }
+        }
+        let claims = self.extra_hosts.of(host).filter_map(|name| Some((name, self.services.get(name)?)));
+        claims
+            .filter(|(_, service)| fits(service))
+            .min_by_key(|(name, service)| (crate::compile::age(&service.metadata), (*name).clone()))
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Whether a workload of a namespace may discover a service.
+    pub fn is_visible(&self, service: &Name, viewer: &str) -> bool {
+        self.services.get(service).is_some_and(|service| is_exported(service, viewer))
+    }
+
+    /// All host names that select a service, lower case, without port; none if it does not exist.
+    pub fn hosts(&self, name: &Name) -> Vec<String> {
+        let Some(service) = self.services.get(name) else {
+            return vec![format!("{}.{}", name.name, name.namespace)];
+        };
+        let mut hosts = vec![format!("{}.{}", name.name, name.namespace)];
+        for suffix in self.suffixes() {
+            hosts.push(format!("{}.{}.{}", name.name, name.namespace, suffix.to_ascii_lowercase()));
+        }
+        hosts.extend(service.spec.hosts.iter().map(|host| host.to_ascii_lowercase()));
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
+    }
+
+    /// The names that a host can be short for.
+    fn canonical(&self, host: &str) -> Vec<Name> {
+        let mut names = Vec::new();
+        let mut read = |text: &str| {
+            if let Some((name, namespace)) = text.split_once('.')
+                && !name.is_empty()
+                && !namespace.is_empty()
+                && !namespace.contains('.')
+            {
+                names.push(Name::new(namespace, name));
+            }
+        };
+        read(host);
+        for suffix in self.suffixes() {
+            let suffix = suffix.to_ascii_lowercase();
+            if let Some(rest) = host.strip_suffix(suffix.as_str()).and_then(|rest| rest.strip_suffix('.')) {
+                read(rest);
+            }
+        }
+        names
+    }
+}
+
+/// Reads an alias as a proxy subscribes it: `host:port`, `ip:port` or `[ip]:port`.
+pub fn parse_alias(alias: &str) -> Option<(String, u16)> {
+    if alias.len() > MAX_ALIAS {
+        return None;
+    }
+    let (host, port) = alias.rsplit_once(':')?;
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    (!host.is_empty()).then(|| (host.to_ascii_lowercase(), port))
+}
+
+fn is_exported(service: &Object<ServiceSpec>, viewer: &str) -> bool {
+    let export_to = &service.spec.export_to;
+    export_to.is_empty()
+        || export_to.iter().any(|namespace| match namespace.as_str() {
+            "*" => true,
+            "." => service.metadata.namespace.as_deref() == Some(viewer),
+            namespace => namespace == viewer,
+        })
+}
