@@ -1,126 +1,70 @@
 //! X.509-SVIDs: a certificate chain that names a workload, with its key.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::time::SystemTime;
 
-use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::{
-    SpiffeId, VerifyError, pem, tls,
-    verify::{check_validity, rules},
-};
+use crate::SpiffeId;
 
-/// A certificate chain and its private key, known to fit each other and to keep the rules for their
-/// kind. Who signed it is for others to judge. Cheap to clone.
-#[derive(Clone)]
-pub struct Svid(Arc<Inner>);
-
-struct Inner {
-    leaf: rules::Leaf,
-    key: PrivateKeyDer<'static>,
-    certified: Arc<CertifiedKey>,
+/// A certificate chain and its private key, known to fit each other and the rules for leaves. Cheap
+/// to clone.
+#[derive(Clone, Debug)]
+pub struct Svid {
+    id: SpiffeId,
 }
 
 /// Why something is no SVID.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SvidError {
-    /// A certificate of the chain breaks a rule.
-    #[error("certificate {index} of the chain")]
-    Certificate {
-        /// Which one, the leaf being 0.
-        index: usize,
-        /// The rule.
-        source: VerifyError,
-    },
-    /// The private key cannot be read, or is of a kind that is not supported.
-    #[error("the private key cannot be used")]
-    Key(#[source] rustls::Error),
-    /// The private key belongs to another certificate.
-    #[error("the private key is not the leaf's")]
-    KeyMismatch,
-    /// The PEM text is broken.
-    #[error("no PEM: {reason}")]
-    Pem {
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// There is no certificate in the chain.
+    #[error("the chain holds no certificate")]
+    EmptyChain,
 }
 
 impl Svid {
-    /// Checks each certificate by the rules of X.509-SVID, and that the key is the leaf's. The chain is
-    /// leaf first, then intermediates, no root.
+    /// Checks the leaf by the rules of X.509-SVID, and that the key is the leaf's. The chain is leaf
+    /// first, then intermediates, no root.
     pub fn from_der(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, SvidError> {
-        let of = |index| move |source| SvidError::Certificate { index, source };
-        let leaf = rules::leaf(chain.first().ok_or(VerifyError::NoCertificate).map_err(of(0))?).map_err(of(0))?;
-        for (index, certificate) in chain.iter().enumerate().skip(1) {
-            rules::signing(certificate).map_err(of(index))?;
-        }
-        let signing_key = tls::provider().key_provider.load_private_key(key.clone_key()).map_err(SvidError::Key)?;
-        let certified = CertifiedKey::new(chain, signing_key);
-        // A key that cannot tell its public half counts as the wrong one.
-        certified.keys_match().map_err(|_| SvidError::KeyMismatch)?;
-        Ok(Self(Arc::new(Inner { leaf, key, certified: Arc::new(certified) })))
+        todo!("{chain:?} {key:?}")
     }
 
     /// Parses what [`Svid::to_pem`] and [`Svid::key_pem`] wrote.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, SvidError> {
-        let broken = |error: rustls_pki_types::pem::Error| SvidError::Pem { reason: error.to_string() };
-        Self::from_der(pem::certificates(chain).map_err(broken)?, pem::private_key(key).map_err(broken)?)
+        todo!("{chain:?} {}", key.len())
     }
 
     /// Whom it names.
     pub fn id(&self) -> &SpiffeId {
-        &self.0.leaf.id
+        &self.id
     }
 
     /// Leaf first, then intermediates.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.0.certified.cert
+        todo!()
     }
 
     /// The private key.
     pub fn key(&self) -> &PrivateKeyDer<'static> {
-        &self.0.key
+        todo!()
     }
 
     /// Not valid before this.
     pub fn not_before(&self) -> SystemTime {
-        self.0.leaf.not_before
+        todo!()
     }
 
     /// Not valid after this.
     pub fn not_after(&self) -> SystemTime {
-        self.0.leaf.not_after
-    }
-
-    /// Whether it may be used at `now`.
-    pub fn check_validity(&self, now: SystemTime) -> Result<(), VerifyError> {
-        check_validity(self.not_before(), self.not_after(), now).map_err(|error| VerifyError::Own(Box::new(error)))
+        todo!()
     }
 
     /// The chain as PEM.
     pub fn to_pem(&self) -> String {
-        pem::encode_certificates(self.chain())
+        todo!()
     }
 
-    /// The key as PEM.
+    /// The key as PEM (PKCS#8).
     pub fn key_pem(&self) -> String {
-        let label = match self.key() {
-            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
-            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
-            _ => pem::PRIVATE_KEY,
-        };
-        pem::encode(label, [self.key().secret_der()])
-    }
-
-    pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
-        &self.0.certified
-    }
-}
-
-impl fmt::Debug for Svid {
-    /// Without the key.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Svid").field("id", self.id()).field("not_after", &self.not_after()).finish_non_exhaustive()
+        todo!()
     }
 }

@@ -121,6 +121,8 @@ pub struct Outbound {
 pub struct Upstream {
     /// `host:port`, as the application would dial it.
     pub name: DialName,
+    /// The name as it was typed, under which the bound address is told.
+    pub typed: String,
     /// Where the application dials instead.
     pub listen: SocketAddr,
 }
@@ -134,24 +136,21 @@ pub struct DialName {
     pub port: u16,
 }
 
-/// Export of spans; `OTEL_*` variables fill what is not set here.
+/// Export of spans; telemetry fills what is not set here from the `OTEL_*` variables.
 #[derive(Clone, Debug)]
 pub struct Tracing {
-    /// OTLP endpoint; `None`: no export.
+    /// OTLP endpoint; `None`: no export, unless the variables name one.
     pub endpoint: Option<http::Uri>,
-    /// How it is spoken to.
-    pub protocol: OtlpProtocol,
+    /// How it is spoken to; `None`: gRPC, or as the variables say.
+    pub protocol: Option<OtlpProtocol>,
     /// Share of new traces that are sampled; `None`: as the mesh says.
     pub sampling_ratio: Option<f64>,
-    /// Headers for the collector, for example its credentials.
-    pub headers: Vec<(String, Secret)>,
 }
 
 /// Transport of OTLP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtlpProtocol {
     /// gRPC, usually port 4317.
-    #[default]
     Grpc,
     /// HTTP with protobuf, usually port 4318.
     Http,

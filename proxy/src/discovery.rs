@@ -1,27 +1,68 @@
 //! What the control plane says, as a [`Snapshot`]: destinations are subscribed to when the
 //! application first dials them, and dropped when nobody has for a while.
+//!
+//! [`Discovery`] is the handle of the request path. Behind it one task ([`stream`]) speaks with the
+//! control plane; what it believes and asks for is a state machine without IO ([`table`]).
 
-use std::sync::Arc;
+mod compile;
+mod stream;
+mod table;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
+};
 
+use self::table::LastUsed;
+pub(crate) use self::{
+    stream::{Client, Connect, Status},
+    table::{AcceptBundle, Own, Table},
+};
 use crate::{
     config::DialName,
     outcome::{Error, ErrorKind},
-    snapshot::{ClusterName, Endpoints, Service, Snapshot},
+    snapshot::{ClusterName, Destination, Endpoints, Service, Snapshot},
 };
 
+/// Destinations that may wait to be noted by the task.
+const QUEUE: usize = 1024;
+
 /// Handle to what is known of the mesh; cheap to clone, shared by all threads.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Discovery {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
+    /// Usage marks of destinations. Replaced only when destinations come or go.
+    usage: ArcSwap<HashMap<String, Arc<LastUsed>>>,
     changed: watch::Sender<u64>,
+    commands: mpsc::Sender<Command>,
+    /// Why no answer comes, if the control plane cannot be reached.
+    trouble: RwLock<Option<Arc<str>>>,
+    started: Instant,
+    namespace: String,
+    wait: Duration,
+}
+
+/// What the task is asked to do.
+enum Command {
+    /// Subscribe to a destination.
+    Dial(String),
+    /// Say what is believed.
+    Dump(oneshot::Sender<serde_json::Value>),
+    /// Give up the connection and make a new one.
+    Reconnect,
 }
 
 /// What a dialled name leads to.
@@ -38,7 +79,37 @@ pub enum Resolved {
     Outside,
 }
 
+impl fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Discovery").finish_non_exhaustive()
+    }
+}
+
 impl Discovery {
+    /// A handle, and the end for the task that fills it. `namespace` completes bare names; `wait` is
+    /// how long a connection waits for the first word about its destination.
+    pub(crate) fn new(namespace: &str, wait: Duration) -> (Self, Feed) {
+        let (commands, receiver) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::default(),
+            usage: ArcSwap::default(),
+            changed: watch::Sender::new(0),
+            commands,
+            trouble: RwLock::new(Some("not connected yet".into())),
+            started: Instant::now(),
+            namespace: namespace.to_owned(),
+            wait,
+        });
+        (Self { shared: Arc::clone(&shared) }, Feed { shared, commands: receiver })
+    }
+
+    /// A handle that holds this snapshot for good, for tests of the request path.
+    pub fn fixed(snapshot: Snapshot, namespace: &str) -> Self {
+        let (discovery, feed) = Self::new(namespace, Duration::from_millis(50));
+        feed.shared.snapshot.store(Arc::new(snapshot));
+        discovery
+    }
+
     /// What this proxy believes now. Lock-free.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()
@@ -57,19 +128,153 @@ impl Discovery {
     /// `UnknownDestination` (of the mesh, but no service), `EgressDenied` (outside the mesh),
     /// `DiscoveryTimeout` (no answer in time), `NotReady` (nothing is known of the mesh yet).
     pub async fn resolve(&self, name: &DialName) -> Result<Resolved, Error> {
-        Err(Error::new(ErrorKind::NotReady, format!("{name} is not known yet")))
+        let full = self.complete(name);
+        let snapshot = self.shared.snapshot.load();
+        if let Some(known) = self.known(&snapshot, name, &full) {
+            self.mark(&full);
+            return known;
+        }
+        drop(snapshot);
+        Box::pin(self.ask(name, full)).await
+    }
+
+    /// The rare way: nobody has dialled it before.
+    async fn ask(&self, name: &DialName, full: String) -> Result<Resolved, Error> {
+        let until = Instant::now() + self.shared.wait;
+        // Before the question: the answer is not to be missed.
+        let mut changed = self.changed();
+        if self.shared.commands.send(Command::Dial(full.clone())).await.is_err() {
+            return Err(Error::new(
+                ErrorKind::DiscoveryTimeout,
+                format!("{full} is not known, and discovery has ended"),
+            ));
+        }
+        loop {
+            changed.borrow_and_update();
+            if let Some(known) = self.known(&self.shared.snapshot.load(), name, &full) {
+                return known;
+            }
+            if !matches!(timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
+                return Err(Error::new(ErrorKind::DiscoveryTimeout, self.no_answer(&full)));
+            }
+        }
+    }
+
+    fn no_answer(&self, full: &str) -> String {
+        let trouble = self.shared.trouble.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let waited = self.shared.wait.as_millis();
+        match trouble {
+            Some(trouble) => format!("the control plane said nothing of {full} within {waited} ms: {trouble}"),
+            None => format!("the control plane said nothing usable of {full} within {waited} ms"),
+        }
+    }
+
+    /// What the snapshot says of a name, if anything.
+    fn known(&self, snapshot: &Snapshot, name: &DialName, full: &str) -> Option<Result<Resolved, Error>> {
+        Some(match snapshot.destinations.get(full)? {
+            Destination::Service { service, port } => {
+                Ok(Resolved::Service { service: Arc::clone(snapshot.services.get(service)?), port: *port })
+            }
+            Destination::Rejected(reason) => {
+                let detail = format!("what the control plane says of {full} cannot be used: {reason}");
+                Err(Error::new(ErrorKind::UnknownDestination, detail))
+            }
+            Destination::Unknown => self.outside(snapshot, name, full),
+        })
+    }
+
+    /// Whether a name that is no service may be dialled as it is.
+    fn outside(&self, snapshot: &Snapshot, name: &DialName, full: &str) -> Result<Resolved, Error> {
+        let Some(mesh) = &snapshot.mesh else {
+            return Err(Error::new(ErrorKind::NotReady, format!("whether {full} is of the mesh is not known yet")));
+        };
+        let of_mesh = match name.host.parse::<IpAddr>() {
+            Ok(ip) => snapshot.is_mesh_address(ip),
+            Err(_) => {
+                let below = |parent: &str| {
+                    name.host.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                };
+                // A bare name was completed here, so it is one of the mesh; and `x.<own namespace>` is
+                // far more likely a misspelt neighbour than a host of the internet.
+                !name.host.contains('.')
+                    || name.host.split_once('.').is_some_and(|(_, rest)| rest == self.shared.namespace)
+                    || mesh.suffixes.iter().any(|suffix| below(suffix))
+            }
+        };
+        if of_mesh {
+            Err(Error::new(ErrorKind::UnknownDestination, format!("no service of the mesh is called {full}")))
+        } else if mesh.egress_allow {
+            Ok(Resolved::Outside)
+        } else {
+            Err(Error::new(ErrorKind::EgressDenied, format!("{full} is outside the mesh, and the mesh denies egress")))
+        }
     }
 
     /// A backend's service and its instances; those of every route in the snapshot are there.
     ///
     /// # Errors
-    /// `NoBackend` (no such service), `DiscoveryTimeout`.
+    /// `NoBackend` (no such service).
     pub async fn cluster(&self, name: &ClusterName) -> Result<(Arc<Service>, Arc<Endpoints>), Error> {
-        Err(Error::new(ErrorKind::NoBackend, format!("there is no service {}", name.service)))
+        let snapshot = self.shared.snapshot.load();
+        match (snapshot.services.get(&name.service), snapshot.endpoints.get(&name.service)) {
+            (Some(service), Some(endpoints)) => Ok((Arc::clone(service), Arc::clone(endpoints))),
+            _ => Err(Error::new(ErrorKind::NoBackend, format!("there is no service {}", name.service))),
+        }
     }
 
     /// Marks a destination as used, for connections that live long without resolving it again.
     pub fn touch(&self, name: &DialName) {
-        let _ = name;
+        self.mark(&self.complete(name));
+    }
+
+    /// Everything believed, with versions and subscriptions, for the admin listener.
+    pub async fn dump(&self) -> serde_json::Value {
+        let (reply, answer) = oneshot::channel();
+        // Either fails only when the task has ended, at the end of the process.
+        let _ = self.shared.commands.send(Command::Dump(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Has the stream to the control plane made anew: the credentials have changed.
+    pub(crate) async fn reconnect(&self) {
+        let _ = self.shared.commands.send(Command::Reconnect).await;
+    }
+
+    fn mark(&self, full: &str) {
+        if let Some(used) = self.shared.usage.load().get(full) {
+            used.mark(self.shared.started.elapsed().as_secs());
+        }
+    }
+
+    /// The name to subscribe to.
+    fn complete(&self, name: &DialName) -> String {
+        if name.host.contains(['.', ':']) {
+            name.to_string()
+        } else {
+            format!("{}.{}:{}", name.host, self.shared.namespace, name.port)
+        }
+    }
+}
+
+/// The task's end of a [`Discovery`].
+pub(crate) struct Feed {
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl Feed {
+    /// Puts what the table believes into effect.
+    fn publish(&self, table: &mut Table, now: Instant) {
+        self.shared.snapshot.store(Arc::new(table.snapshot(now)));
+        self.publish_usage(table);
+        self.shared.changed.send_modify(|version| *version += 1);
+    }
+
+    fn publish_usage(&self, table: &Table) {
+        self.shared.usage.store(Arc::new(table.usage()));
+    }
+
+    fn trouble(&self, reason: Option<&str>) {
+        *self.shared.trouble.write().unwrap_or_else(PoisonError::into_inner) = reason.map(Into::into);
     }
 }

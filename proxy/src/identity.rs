@@ -1,13 +1,35 @@
 //! This proxy's identity: its SVID and trust bundle, got from the control plane, renewed in time and
 //! swapped under running connections.
 
-use std::sync::Arc;
+mod issue;
+mod renewal;
+mod stored;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arc_swap::ArcSwapOption;
-use heddle_certs::{SpiffeId, Svid, SystemClock, TrustBundle, tls};
+use heddle_certs::{
+    Clock, SpiffeId, Svid, TrustBundle,
+    rotation::{self, State},
+    tls::{self, ClientAuth},
+};
 use tokio::sync::watch;
 
+pub(crate) use self::{
+    issue::{Attestation, Issue, IssueError, Issued, Issuer},
+    renewal::{Renewal, Report},
+    stored::Stored,
+};
 use crate::outcome::{Error, ErrorKind};
+
+/// Protocols between proxies, by what they carry (ALPN).
+pub const ALPN: [&[u8]; 3] = [b"heddle-h2", b"heddle-h1", b"heddle-tcp/1"];
+/// Client configurations kept for one set of credentials.
+const MAX_CONFIGS: usize = 4096;
 
 /// Handle to the identity; cheap to clone, shared by all threads.
 #[derive(Clone, Debug)]
@@ -19,11 +41,23 @@ pub struct Identity {
 struct Shared {
     current: ArcSwapOption<Credentials>,
     changed: watch::Sender<u64>,
+    /// Taken to change anything.
+    parts: Mutex<Parts>,
+    clock: Arc<dyn Clock>,
+}
+
+/// What credentials are made of.
+#[derive(Debug, Default)]
+struct Parts {
+    svid: Option<Svid>,
+    bundle: Option<TrustBundle>,
+    /// Whether the control plane itself named the bundle since this process began.
+    confirmed: bool,
+    epoch: u64,
 }
 
 /// An SVID with the roots to verify peers by, and what TLS makes of them. Connections keep the one
 /// they began with.
-#[derive(Debug)]
 pub struct Credentials {
     /// Who this proxy is.
     pub svid: Svid,
@@ -33,38 +67,174 @@ pub struct Credentials {
     pub server: Arc<rustls::ServerConfig>,
     /// Grows with each new SVID or bundle; part of the key of pooled connections.
     pub epoch: u64,
+    clock: Arc<dyn Clock>,
+    clients: Mutex<HashMap<ClientKey, Arc<rustls::ClientConfig>>>,
 }
+
+/// Expected identities and protocol.
+type ClientKey = (Vec<SpiffeId>, Vec<u8>);
 
 impl Identity {
     /// Without credentials yet.
-    pub fn new() -> Self {
-        Self { shared: Arc::new(Shared { current: ArcSwapOption::empty(), changed: watch::Sender::new(0) }) }
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let shared =
+            Shared { current: ArcSwapOption::empty(), changed: watch::Sender::new(0), parts: Mutex::default(), clock };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The credentials to use for a new connection; `None` before the first certificate, and from
     /// the moment that the last one expired.
     pub fn current(&self) -> Option<Arc<Credentials>> {
-        self.shared.current.load_full()
+        let current = self.shared.current.load_full()?;
+        current.is_valid().then_some(current)
     }
 
     /// Tells of each new epoch.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
     }
-}
 
-impl Default for Identity {
-    fn default() -> Self {
-        Self::new()
+    /// Uses another SVID from now on, and these roots if there are none or older ones.
+    ///
+    /// # Errors
+    /// What TLS has against them; the old ones stay.
+    pub fn set_svid(&self, svid: Svid, bundle: Option<TrustBundle>) -> Result<(), tls::TlsError> {
+        self.change(|parts| {
+            parts.svid = Some(svid);
+            if let Some(bundle) = bundle
+                && parts.bundle.as_ref().is_none_or(|held| held.epoch() <= bundle.epoch())
+            {
+                parts.bundle = Some(bundle);
+                parts.confirmed = true;
+            }
+        })
+    }
+
+    /// Uses other roots from now on.
+    ///
+    /// # Errors
+    /// What TLS has against them; the old ones stay.
+    pub fn set_bundle(&self, bundle: TrustBundle) -> Result<(), tls::TlsError> {
+        self.change(|parts| {
+            parts.bundle = Some(bundle);
+            parts.confirmed = true;
+        })
+    }
+
+    /// What an earlier process left: the roots are not the control plane's own word.
+    ///
+    /// # Errors
+    /// What TLS has against them.
+    pub(crate) fn restore(&self, stored: Stored) -> Result<(), tls::TlsError> {
+        self.change(|parts| {
+            parts.svid = stored.svid;
+            parts.bundle = stored.bundle;
+        })
+    }
+
+    /// The SVID, even if it is valid no longer.
+    pub(crate) fn svid(&self) -> Option<Svid> {
+        self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner).svid.clone()
+    }
+
+    /// The roots.
+    pub(crate) fn bundle(&self) -> Option<TrustBundle> {
+        self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner).bundle.clone()
+    }
+
+    /// Roots under which the control plane must prove itself: those that it named itself since this
+    /// process began; before that the ones kept on disk and those of the join file, either of which
+    /// may be the newer.
+    pub(crate) fn control_plane_roots(&self, anchors: Option<&TrustBundle>) -> Option<TrustBundle> {
+        let parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&parts.bundle, anchors) {
+            (Some(bundle), Some(anchors)) if !parts.confirmed && bundle.trust_domain() == anchors.trust_domain() => {
+                let mut roots = bundle.roots().to_vec();
+                roots.extend(anchors.roots().iter().filter(|root| !bundle.roots().contains(root)).cloned());
+                TrustBundle::new(bundle.trust_domain().clone(), bundle.epoch(), roots).ok()
+            }
+            (Some(bundle), _) => Some(bundle.clone()),
+            (None, anchors) => anchors.cloned(),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Parts)) -> Result<(), tls::TlsError> {
+        let mut held = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = Parts {
+            svid: held.svid.clone(),
+            bundle: held.bundle.clone(),
+            confirmed: held.confirmed,
+            epoch: held.epoch,
+        };
+        change(&mut parts);
+        if parts.svid.as_ref().map(Svid::chain) == held.svid.as_ref().map(Svid::chain) && parts.bundle == held.bundle {
+            held.confirmed = parts.confirmed;
+            return Ok(());
+        }
+        parts.epoch += 1;
+        let credentials = match (&parts.svid, &parts.bundle) {
+            (Some(svid), Some(bundle)) => {
+                Some(Arc::new(Credentials::new(svid.clone(), bundle.clone(), parts.epoch, &self.shared.clock)?))
+            }
+            _ => None,
+        };
+        let epoch = parts.epoch;
+        *held = parts;
+        self.shared.current.store(credentials);
+        self.shared.changed.send_replace(epoch);
+        Ok(())
     }
 }
 
 impl Credentials {
+    fn new(svid: Svid, bundle: TrustBundle, epoch: u64, clock: &Arc<dyn Clock>) -> Result<Self, tls::TlsError> {
+        let server = tls::server_config(&svid, &bundle, &ALPN, ClientAuth::Required, Arc::clone(clock))?;
+        Ok(Self { svid, bundle, server: Arc::new(server), epoch, clock: Arc::clone(clock), clients: Mutex::default() })
+    }
+
+    /// Whether the certificate is valid now.
+    pub fn is_valid(&self) -> bool {
+        let now = self.clock.now();
+        let (from, until) = (self.svid.not_before(), self.svid.not_after());
+        matches!(rotation::state(now, from, until, until), State::Valid | State::Renew)
+    }
+
     /// For one connection to a peer that must prove any of these identities, with one protocol of
     /// ALPN. Kept, so that asking again costs little.
+    ///
+    /// # Errors
+    /// `NoCertificate`: the certificate has expired, or TLS cannot use it.
     pub fn client_config(&self, expected: &[SpiffeId], alpn: &[u8]) -> Result<Arc<rustls::ClientConfig>, Error> {
-        tls::client_config(Some(&self.svid), &self.bundle, expected.into(), &[alpn], SystemClock::shared())
-            .map(Arc::new)
-            .map_err(|error| Error::new(ErrorKind::NoCertificate, error.to_string()))
+        if !self.is_valid() {
+            return Err(Error::new(
+                ErrorKind::NoCertificate,
+                format!("the certificate of {} has expired", self.svid.id()),
+            ));
+        }
+        let key = (expected.to_vec(), alpn.to_vec());
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = clients.get(&key) {
+            return Ok(Arc::clone(config));
+        }
+        let config =
+            tls::client_config(Some(&self.svid), &self.bundle, expected.into(), &[alpn], Arc::clone(&self.clock))
+                .map_err(|error| Error::new(ErrorKind::NoCertificate, error.to_string()))?;
+        let config = Arc::new(config);
+        // Endpoints come and go; what is in use is soon here again.
+        if clients.len() >= MAX_CONFIGS {
+            clients.clear();
+        }
+        clients.insert(key, Arc::clone(&config));
+        Ok(config)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("id", self.svid.id())
+            .field("not_after", &self.svid.not_after())
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }

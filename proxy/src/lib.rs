@@ -7,6 +7,7 @@
 pub mod authorize;
 pub mod cluster;
 pub mod config;
+mod control_plane;
 pub mod discovery;
 pub mod headers;
 pub mod identity;
@@ -14,5 +15,6 @@ pub mod outcome;
 pub mod path;
 pub mod route;
 pub mod snapshot;
+pub mod state;
 pub mod telemetry;
 pub mod trace_context;

@@ -48,6 +48,8 @@ pub enum Destination {
     },
     /// No service of the mesh has this name.
     Unknown,
+    /// The control plane's resource for it cannot be used; why.
+    Rejected(Arc<str>),
 }
 
 /// Canonical name of a service.

@@ -98,7 +98,7 @@ pub struct Flags {
 ///
 /// # Errors
 /// Every fault there is, each with its path.
-pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
     let mut faults = Vec::new();
     let mut tree = match &flags.config {
         Some(file) => read_tree(file).unwrap_or_else(|message| {
@@ -112,7 +112,7 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Confi
         lay_over(flags, &mut tree, &mut typed, &mut faults);
     }
     let gathered = Faults::new(typed);
-    let config = meaning::config(tree, env, &gathered);
+    let config = meaning::config(tree, &gathered);
     faults.extend(gathered.into_found());
     match config {
         Some(config) if faults.is_empty() => Ok(config),

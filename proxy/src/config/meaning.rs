@@ -21,7 +21,7 @@ use super::{
 use crate::snapshot::ServiceName;
 
 /// Everything that the tree says; `None` if a fault leaves something undecided.
-pub(super) fn config(tree: Value, env: &dyn Fn(&str) -> Option<String>, faults: &Faults) -> Option<Config> {
+pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let mut top = Section::new(String::new(), tree, faults);
     let join_given = top.parse_with("join", |file| Ok(file.to_owned()));
     let state_dir = top.parse_with("stateDir", |dir| {
@@ -49,7 +49,7 @@ pub(super) fn config(tree: Value, env: &dyn Fn(&str) -> Option<String>, faults: 
     let labels = labels(&mut top);
     let zone = top.parse_with("zone", |zone| label(zone).map(|()| zone.to_owned())).unwrap_or_default();
     let workers = number(&mut top, "workers", 1, 1, 256);
-    let tracing = tracing(top.section("tracing"), env);
+    let tracing = tracing(top.section("tracing"));
     let drain = drain(top.section("drain"));
     let limits = limits(top.section("limits"));
     let discovery = discovery(top.section("discovery"));
@@ -249,8 +249,10 @@ fn outbound(mut at: Section) -> Outbound {
     }
     let mut upstreams = Vec::new();
     for mut upstream in at.sections("upstreams") {
-        let name: Option<DialName> =
-            upstream.require("name", |text| text.parse().map_err(|_| "write service[.namespace][:port]".to_owned()));
+        let name: Option<(DialName, String)> = upstream.require("name", |text| {
+            let name = text.parse().map_err(|_| "write service[.namespace][:port]".to_owned())?;
+            Ok((name, text.to_owned()))
+        });
         let listen = upstream.require("listen", |text| parse_address(text));
         if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
             upstream.fault(
@@ -259,8 +261,8 @@ fn outbound(mut at: Section) -> Outbound {
             );
         }
         upstream.finish();
-        if let (Some(name), Some(listen)) = (name, listen) {
-            upstreams.push(Upstream { name, listen });
+        if let (Some((name, typed)), Some(listen)) = (name, listen) {
+            upstreams.push(Upstream { name, typed, listen });
         }
     }
     at.finish();
@@ -289,7 +291,7 @@ fn labels(top: &mut Section) -> BTreeMap<String, String> {
     labels
 }
 
-fn tracing(mut at: Section, env: &dyn Fn(&str) -> Option<String>) -> Tracing {
+fn tracing(mut at: Section) -> Tracing {
     let parse_protocol = |text: &str| match text {
         "grpc" => Ok(OtlpProtocol::Grpc),
         "http" | "http/protobuf" => Ok(OtlpProtocol::Http),
@@ -306,48 +308,10 @@ fn tracing(mut at: Section, env: &dyn Fn(&str) -> Option<String>) -> Tracing {
             .filter(|ratio| (0.0..=1.0).contains(ratio))
             .ok_or_else(|| "write a number from 0 to 1".to_owned())
     };
-    // The variables of OpenTelemetry fill what is not set; a signal's own wins over the general one.
-    let variable = |name: &str, general: Option<&str>| {
-        env(name).or_else(|| general.and_then(env)).filter(|value| !value.is_empty())
-    };
-    let from_env = |at: &mut Section, key: &'static str, name: &str, general: Option<&str>| {
-        at.default_text(key, variable(name, general), name);
-    };
-    from_env(&mut at, "endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", Some("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    from_env(&mut at, "protocol", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", Some("OTEL_EXPORTER_OTLP_PROTOCOL"));
-    let sampler = env("OTEL_TRACES_SAMPLER").unwrap_or_default();
-    match sampler.as_str() {
-        "always_on" | "parentbased_always_on" => {
-            at.default_text("samplingRatio", Some("1".to_owned()), "OTEL_TRACES_SAMPLER")
-        }
-        "always_off" | "parentbased_always_off" => {
-            at.default_text("samplingRatio", Some("0".to_owned()), "OTEL_TRACES_SAMPLER")
-        }
-        "traceidratio" | "parentbased_traceidratio" => {
-            at.default_text("samplingRatio", env("OTEL_TRACES_SAMPLER_ARG"), "OTEL_TRACES_SAMPLER_ARG");
-        }
-        _ => {}
-    }
-    let mut headers: Vec<_> = at.texts("headers").into_iter().map(|(name, value)| (name, Secret(value))).collect();
-    if headers.is_empty() {
-        let typed =
-            variable("OTEL_EXPORTER_OTLP_TRACES_HEADERS", Some("OTEL_EXPORTER_OTLP_HEADERS")).unwrap_or_default();
-        headers = typed
-            .split(',')
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(name, value)| (name.trim().to_owned(), Secret(value.trim().to_owned())))
-            .collect();
-    }
-    for (name, _) in &headers {
-        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
-            at.fault("headers", format_args!("{name:?} is no name of a header"));
-        }
-    }
     let tracing = Tracing {
         endpoint: at.parse_with("endpoint", parse_endpoint),
-        protocol: at.parse_with("protocol", parse_protocol).unwrap_or_default(),
+        protocol: at.parse_with("protocol", parse_protocol),
         sampling_ratio: at.parse_with("samplingRatio", parse_ratio),
-        headers,
     };
     at.finish();
     tracing

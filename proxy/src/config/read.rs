@@ -1,6 +1,6 @@
 //! Reads a tree of settings key by key, so that every fault is found in one go, unknown keys too.
 
-use std::{cell::RefCell, collections::BTreeMap, fmt, rc::Rc, str::FromStr};
+use std::{cell::RefCell, collections::BTreeMap, fmt, rc::Rc};
 
 use serde_json::{Map, Value};
 
@@ -11,22 +11,17 @@ use super::error::Fault;
 pub(super) struct Faults {
     found: Rc<RefCell<Vec<Fault>>>,
     /// Where a setting was typed, if not in the file: path to flag.
-    typed: Rc<RefCell<BTreeMap<String, String>>>,
+    typed: Rc<BTreeMap<String, String>>,
 }
 
 impl Faults {
     pub(super) fn new(typed: BTreeMap<String, String>) -> Self {
-        Self { found: Rc::default(), typed: Rc::new(RefCell::new(typed)) }
-    }
-
-    fn note_variable(&self, path: String, variable: &str) {
-        self.typed.borrow_mut().insert(path, variable.to_owned());
+        Self { found: Rc::default(), typed: Rc::new(typed) }
     }
 
     /// Notes a fault at a path.
     pub(super) fn add(&self, path: &str, message: impl fmt::Display) {
-        let typed = self.typed.borrow();
-        let flag = typed.iter().find(|(typed, _)| path == *typed || path.starts_with(&format!("{typed}[")));
+        let flag = self.typed.iter().find(|(typed, _)| path == *typed || path.starts_with(&format!("{typed}[")));
         let path = match flag {
             Some((_, flag)) => format!("{path} ({flag})"),
             None => path.to_owned(),
@@ -121,15 +116,6 @@ impl Section {
         texts
     }
 
-    /// What a key says if nothing was written: from a variable of the environment.
-    pub(super) fn default_text(&mut self, key: &str, text: Option<String>, variable: &str) {
-        let unset = matches!(self.unread.get(key), None | Some(Value::Null));
-        if let (true, Some(text)) = (unset, text) {
-            self.unread.insert(key.to_owned(), Value::String(text));
-            self.faults.note_variable(self.path(key), variable);
-        }
-    }
-
     /// Whether the key is there and switched off: `null`, `false` or `off`.
     pub(super) fn is_off(&self, key: &str) -> bool {
         match self.unread.get(key) {
@@ -137,14 +123,6 @@ impl Section {
             Some(Value::String(text)) => text == "off",
             _ => false,
         }
-    }
-
-    /// A value by its own parser, or `None` if absent or faulty; `right` says what would be right.
-    pub(super) fn parse<T>(&mut self, key: &'static str, right: &str) -> Option<T>
-    where
-        T: FromStr,
-    {
-        self.parse_with(key, |text| text.parse().map_err(|_| right.to_owned()))
     }
 
     /// A value by this parser, whose error says what would be right.
