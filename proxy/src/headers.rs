@@ -1,9 +1,37 @@
 //! Hygiene of headers: hop-by-hop ones, forged ones, and those that the proxy sets.
+//!
+//! ```text
+//! header                     from the app     from a peer proxy   from somebody in plaintext
+//! heddle-attempt, -deadline  stripped         kept                stripped
+//! other heddle-*             stripped         stripped            stripped
+//! x-forwarded-client-cert    stripped         set anew            stripped
+//! x-forwarded-for            kept             appended to         set anew
+//! other x-forwarded-*        kept             kept                stripped
+//! forwarded, x-real-ip       kept             kept                stripped
+//!
+//! in responses
+//! heddle-error               stripped         kept                stripped
+//! other heddle-*             stripped         stripped            stripped
+//! ```
+//!
+//! What concerns one connection only never goes on. It is taken off first, so that no `Connection`
+//! header can name what the proxy sets.
 
-use std::net::IpAddr;
+#[cfg(test)]
+mod tests;
+mod timing;
+
+use std::{fmt::Write as _, net::IpAddr};
 
 use heddle_certs::SpiffeId;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Version,
+    header::{
+        CONNECTION, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    },
+};
+
+pub use self::timing::{deadline, pushback, set_attempt, set_deadline};
 
 /// Why the proxy answered itself.
 pub const HEDDLE_ERROR: HeaderName = HeaderName::from_static("heddle-error");
@@ -16,13 +44,14 @@ pub const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// The request's name in logs.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Removes what concerns one connection only: `connection` and all it lists, `keep-alive`,
-/// `proxy-connection`, `proxy-authenticate`, `proxy-authorization`, `te` (but `trailers`),
-/// `transfer-encoding`, `upgrade`. An upgrade is for the caller to read before and set again.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let _ = headers;
-    todo!()
-}
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Longest `x-request-id` that is kept, bytes.
+const MAX_REQUEST_ID: usize = 128;
 
 /// Who is at the other end of a connection, for what is trusted of its headers.
 #[derive(Clone, Copy, Debug)]
@@ -40,40 +69,154 @@ pub enum Hop<'a> {
     Unmeshed,
 }
 
-/// Cleans a request that came from `hop` at `ip`, called as `scheme`: forged `heddle-*` and XFCC go,
-/// `x-forwarded-*` is kept only from a meshed hop, and is set. `own` is this workload's identity.
+/// Removes what concerns one connection only: `connection` and all it lists, `keep-alive`,
+/// `proxy-connection`, `proxy-authenticate`, `proxy-authorization`, `te` (but `trailers`),
+/// `transfer-encoding`, `upgrade`. An upgrade is for the caller to read before and set again.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(TE).iter().any(|value| lists(value, "trailers"));
+    if headers.contains_key(CONNECTION) {
+        let listed: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            // A request without Host would be another request.
+            .filter(|name| name != HOST)
+            .collect();
+        for name in listed {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        &KEEP_ALIVE,
+        &PROXY_CONNECTION,
+        &PROXY_AUTHENTICATE,
+        &PROXY_AUTHORIZATION,
+        &TE,
+        &TRANSFER_ENCODING,
+        &UPGRADE,
+        &HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Cleans a request that came from `hop` at `ip`, called as `scheme`, before it goes to the app. `own`
+/// is this workload's identity.
 pub fn sanitize_inbound(headers: &mut HeaderMap, hop: Hop<'_>, ip: IpAddr, scheme: &str, own: Option<&SpiffeId>) {
-    let _ = (headers, hop, ip, scheme, own);
-    todo!()
+    headers.remove(XFCC);
+    let ip = ip.to_canonical();
+    match hop {
+        Hop::Meshed { id, certificate_hash } => {
+            remove_where(headers, |name| is_heddle(name) && name != HEDDLE_ATTEMPT && name != HEDDLE_DEADLINE);
+            headers.insert(XFCC, client_cert(id, certificate_hash, own));
+            append_to_list(headers, X_FORWARDED_FOR, &ip.to_string());
+        }
+        Hop::Unmeshed | Hop::App => {
+            remove_where(headers, |name| {
+                is_heddle(name) || name.as_str().starts_with("x-forwarded-") || name == FORWARDED || name == X_REAL_IP
+            });
+            headers.insert(X_FORWARDED_FOR, HeaderValue::try_from(ip.to_string()).expect("an address"));
+        }
+    }
+    if !headers.contains_key(X_FORWARDED_PROTO)
+        && let Ok(scheme) = HeaderValue::from_str(scheme)
+    {
+        headers.insert(X_FORWARDED_PROTO, scheme);
+    }
 }
 
 /// Cleans a request that came from the app.
 pub fn sanitize_outbound(headers: &mut HeaderMap) {
-    let _ = headers;
-    todo!()
+    remove_where(headers, |name| is_heddle(name) || name == XFCC);
 }
 
 /// Cleans a response before it goes on: `from` says who answered. A `heddle-error` of the app is
 /// stripped, that of a peer proxy is kept.
 pub fn sanitize_response(headers: &mut HeaderMap, from: Hop<'_>) {
-    let _ = (headers, from);
-    todo!()
+    let keeps_error = matches!(from, Hop::Meshed { .. });
+    remove_where(headers, |name| is_heddle(name) && !(keeps_error && name == HEDDLE_ERROR));
 }
 
 /// Sets `x-request-id` where there is none (or a bad one) and returns it.
 pub fn request_id(headers: &mut HeaderMap, rng: &mut impl rand::Rng) -> HeaderValue {
-    let _ = (headers, rng);
-    todo!()
+    if let Some(id) = headers.get(X_REQUEST_ID)
+        && (1..=MAX_REQUEST_ID).contains(&id.len())
+        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    {
+        return id.clone();
+    }
+    // As a random UUID (RFC 9562, section 5.4) is written.
+    let id = rng.random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{id:032x}");
+    let id = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let id = HeaderValue::try_from(id).expect("hex digits");
+    headers.insert(X_REQUEST_ID, id.clone());
+    id
 }
 
 /// Whether this proxy has forwarded the request already.
 pub fn via_contains(headers: &HeaderMap, instance: &str) -> bool {
-    let _ = (headers, instance);
-    todo!()
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|hop| hop.split_ascii_whitespace().nth(1) == Some(instance))
 }
 
 /// Appends `Via: <version> <instance>`.
-pub fn append_via(headers: &mut HeaderMap, version: http::Version, instance: &str) {
-    let _ = (headers, version, instance);
-    todo!()
+pub fn append_via(headers: &mut HeaderMap, version: Version, instance: &str) {
+    let version = match version {
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
+    };
+    append_to_list(headers, VIA, &format!("{version} {instance}"));
+}
+
+fn is_heddle(name: &HeaderName) -> bool {
+    name.as_str().starts_with("heddle-")
+}
+
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let unwanted: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in unwanted {
+        headers.remove(name);
+    }
+}
+
+fn lists(value: &HeaderValue, token: &str) -> bool {
+    value.to_str().is_ok_and(|value| value.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(token)))
+}
+
+/// Into one header line, as many apps read but the first.
+fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
+    let mut list = Vec::new();
+    for value in headers.get_all(&name) {
+        list.extend_from_slice(value.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(item.as_bytes());
+    if let Ok(value) = HeaderValue::try_from(list) {
+        headers.insert(name, value);
+    }
+}
+
+/// As Envoy writes it. SPIFFE IDs have none of the characters that would need quotes.
+fn client_cert(id: &SpiffeId, hash: Option<&str>, own: Option<&SpiffeId>) -> HeaderValue {
+    let mut value = String::new();
+    if let Some(own) = own {
+        write!(value, "By={own};").expect("writing to a string");
+    }
+    if let Some(hash) = hash {
+        write!(value, "Hash={hash};").expect("writing to a string");
+    }
+    write!(value, "Subject=\"\";URI={id}").expect("writing to a string");
+    HeaderValue::try_from(value).expect("visible ASCII")
 }
