@@ -15,9 +15,12 @@
 pub mod authority;
 pub mod clock;
 pub mod csr;
+mod pem;
 pub mod rotation;
 pub mod spiffe_id;
 pub mod svid;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod trust_bundle;
 pub mod trust_domain;

@@ -1,70 +1,126 @@
 //! X.509-SVIDs: a certificate chain that names a workload, with its key.
 
-use std::time::SystemTime;
+use std::{fmt, sync::Arc, time::SystemTime};
 
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::SpiffeId;
+use crate::{
+    SpiffeId, VerifyError, pem, tls,
+    verify::{check_validity, rules},
+};
 
-/// A certificate chain and its private key, known to fit each other and the rules for leaves. Cheap
-/// to clone.
-#[derive(Clone, Debug)]
-pub struct Svid {
-    id: SpiffeId,
+/// A certificate chain and its private key, known to fit each other and to keep the rules for their
+/// kind. Who signed it is for others to judge. Cheap to clone.
+#[derive(Clone)]
+pub struct Svid(Arc<Inner>);
+
+struct Inner {
+    leaf: rules::Leaf,
+    key: PrivateKeyDer<'static>,
+    certified: Arc<CertifiedKey>,
 }
 
 /// Why something is no SVID.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SvidError {
-    /// There is no certificate in the chain.
-    #[error("the chain holds no certificate")]
-    EmptyChain,
+    /// A certificate of the chain breaks a rule.
+    #[error("certificate {index} of the chain")]
+    Certificate {
+        /// Which one, the leaf being 0.
+        index: usize,
+        /// The rule.
+        source: VerifyError,
+    },
+    /// The private key cannot be read, or is of a kind that is not supported.
+    #[error("the private key cannot be used")]
+    Key(#[source] rustls::Error),
+    /// The private key belongs to another certificate.
+    #[error("the private key is not the leaf's")]
+    KeyMismatch,
+    /// The PEM text is broken.
+    #[error("no PEM: {reason}")]
+    Pem {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl Svid {
-    /// Checks the leaf by the rules of X.509-SVID, and that the key is the leaf's. The chain is leaf
-    /// first, then intermediates, no root.
+    /// Checks each certificate by the rules of X.509-SVID, and that the key is the leaf's. The chain is
+    /// leaf first, then intermediates, no root.
     pub fn from_der(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, SvidError> {
-        todo!("{chain:?} {key:?}")
+        let of = |index| move |source| SvidError::Certificate { index, source };
+        let leaf = rules::leaf(chain.first().ok_or(VerifyError::NoCertificate).map_err(of(0))?).map_err(of(0))?;
+        for (index, certificate) in chain.iter().enumerate().skip(1) {
+            rules::signing(certificate).map_err(of(index))?;
+        }
+        let signing_key = tls::provider().key_provider.load_private_key(key.clone_key()).map_err(SvidError::Key)?;
+        let certified = CertifiedKey::new(chain, signing_key);
+        // A key that cannot tell its public half counts as the wrong one.
+        certified.keys_match().map_err(|_| SvidError::KeyMismatch)?;
+        Ok(Self(Arc::new(Inner { leaf, key, certified: Arc::new(certified) })))
     }
 
     /// Parses what [`Svid::to_pem`] and [`Svid::key_pem`] wrote.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, SvidError> {
-        todo!("{chain:?} {}", key.len())
+        let broken = |error: rustls_pki_types::pem::Error| SvidError::Pem { reason: error.to_string() };
+        Self::from_der(pem::certificates(chain).map_err(broken)?, pem::private_key(key).map_err(broken)?)
     }
 
     /// Whom it names.
     pub fn id(&self) -> &SpiffeId {
-        &self.id
+        &self.0.leaf.id
     }
 
     /// Leaf first, then intermediates.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        todo!()
+        &self.0.certified.cert
     }
 
     /// The private key.
     pub fn key(&self) -> &PrivateKeyDer<'static> {
-        todo!()
+        &self.0.key
     }
 
     /// Not valid before this.
     pub fn not_before(&self) -> SystemTime {
-        todo!()
+        self.0.leaf.not_before
     }
 
     /// Not valid after this.
     pub fn not_after(&self) -> SystemTime {
-        todo!()
+        self.0.leaf.not_after
+    }
+
+    /// Whether it may be used at `now`.
+    pub fn check_validity(&self, now: SystemTime) -> Result<(), VerifyError> {
+        check_validity(self.not_before(), self.not_after(), now).map_err(|error| VerifyError::Own(Box::new(error)))
     }
 
     /// The chain as PEM.
     pub fn to_pem(&self) -> String {
-        todo!()
+        pem::encode_certificates(self.chain())
     }
 
-    /// The key as PEM (PKCS#8).
+    /// The key as PEM.
     pub fn key_pem(&self) -> String {
-        todo!()
+        let label = match self.key() {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            _ => pem::PRIVATE_KEY,
+        };
+        pem::encode(label, [self.key().secret_der()])
+    }
+
+    pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.0.certified
+    }
+}
+
+impl fmt::Debug for Svid {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Svid").field("id", self.id()).field("not_after", &self.not_after()).finish_non_exhaustive()
     }
 }

@@ -61,6 +61,6 @@ pub async fn steady(client: reqwest::Client, url: String, rate: u32, time: Durat
         while tasks.try_join_next().is_some() {}
     }
     while tasks.join_next().await.is_some() {}
-    let report = report.lock().expect("no panic while held").clone();
-    report
+    let report = report.lock().expect("no panic while held");
+    report.clone()
 }

@@ -1,0 +1,214 @@
+//! `heddle token` and `heddle api-token`.
+
+use std::path::Path;
+
+use http::Method;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{ApiTokenCommand, Namespace, Role, TokenCommand},
+    client::Client,
+    commands::Session,
+    context::{Context, ContextFile, write_private},
+    error::{Error, exit},
+    output::{self, Format},
+    revisions::items,
+    table::Table,
+    time,
+};
+
+/// The fields of a join file; what else an answer holds is not for the proxy.
+const JOIN_FIELDS: [&str; 5] = ["controlPlane", "trustDomain", "identity", "trustAnchors", "token"];
+
+/// Join tokens.
+pub(crate) async fn join(session: &Session, command: TokenCommand) -> Result<u8, Error> {
+    let client = &session.client;
+    match command {
+        TokenCommand::Create { account, namespace, ttl, uses, file } => {
+            let (account, namespace) = qualified(session, &account, &namespace)?;
+            let join = create_join(client, &namespace, &account, &ttl.to_string(), uses).await?;
+            let text = output::render(&join, Format::Json)?;
+            match file {
+                Some(path) => {
+                    write_private(&path, &text)?;
+                    output::print(&format!(
+                        "{} joins as {} within {ttl}{}\n",
+                        path.display(),
+                        join.get("identity").and_then(Value::as_str).unwrap_or("?"),
+                        if uses == 1 { String::new() } else { format!(", {uses} times") }
+                    ))?;
+                }
+                None => output::print(&text)?,
+            }
+        }
+        TokenCommand::List { output } => {
+            let tokens = items(client.call(Method::GET, &["v1", "join-tokens"], &[], None).await?);
+            list(&tokens, output, &["ID", "IDENTITY", "USES", "EXPIRES"], |token, now| {
+                vec![text(token, "id"), text(token, "identity"), uses_left(token), expiry(token, now)]
+            })?;
+        }
+        TokenCommand::Delete { ids } => delete(client, "join-tokens", &ids).await?,
+    }
+    Ok(exit::OK)
+}
+
+/// API tokens.
+pub(crate) async fn api(session: &Session, command: ApiTokenCommand) -> Result<u8, Error> {
+    let client = &session.client;
+    match command {
+        ApiTokenCommand::Create { name, role, file } => {
+            let role = match role {
+                Role::Admin => "admin",
+                Role::Operator => "operator",
+                Role::Viewer => "viewer",
+            };
+            let body = json!({ "name": name, "role": role });
+            let made: Value = client.call(Method::POST, &["v1", "api-tokens"], &[], Some(&body)).await?;
+            let token = made.get("token").and_then(Value::as_str).ok_or_else(|| Error::Answer {
+                request: "POST /v1/api-tokens".to_owned(),
+                reason: "it has no `token`".to_owned(),
+            })?;
+            match file {
+                Some(path) => {
+                    write_context(client.context(), &name, token, &path)?;
+                    output::print(&format!("{} is a context file for {name} ({role})\n", path.display()))?;
+                }
+                None => output::print(&format!("{token}\n"))?,
+            }
+        }
+        ApiTokenCommand::List { output } => {
+            let tokens = items(client.call(Method::GET, &["v1", "api-tokens"], &[], None).await?);
+            list(&tokens, output, &["ID", "NAME", "ROLE", "AGE"], |token, now| {
+                let created = token.get("createdAt").or_else(|| token.get("creationTimestamp"));
+                let age = time::age(created.and_then(Value::as_str), now);
+                vec![text(token, "id"), text(token, "name"), text(token, "role"), age]
+            })?;
+        }
+        ApiTokenCommand::Delete { ids } => delete(client, "api-tokens", &ids).await?,
+    }
+    Ok(exit::OK)
+}
+
+/// Asks for a join token; the answer is the join file.
+pub(crate) async fn create_join(
+    client: &Client,
+    namespace: &str,
+    account: &str,
+    ttl: &str,
+    uses: u32,
+) -> Result<Value, Error> {
+    let body = json!({ "namespace": namespace, "serviceAccount": account, "ttl": ttl, "uses": uses });
+    let answer: Value = client.call(Method::POST, &["v1", "join-tokens"], &[], Some(&body)).await?;
+    join_file(&answer)
+}
+
+fn join_file(answer: &Value) -> Result<Value, Error> {
+    let mut join = json!({});
+    for field in JOIN_FIELDS {
+        join[field] = answer.get(field).filter(|value| value.is_string()).cloned().ok_or_else(|| Error::Answer {
+            request: "POST /v1/join-tokens".to_owned(),
+            reason: format!("it has no `{field}`"),
+        })?;
+    }
+    Ok(join)
+}
+
+/// `orders.shop` as (`orders`, `shop`); the namespace of `-n` or the default one where it is not said.
+pub(crate) fn qualified(session: &Session, typed: &str, namespace: &Namespace) -> Result<(String, String), Error> {
+    split_name(typed, namespace.namespace.as_deref(), session.default_namespace())
+}
+
+/// `NAME[.NS]`, with the namespace that is typed beside it or else the default.
+pub(crate) fn split_name(typed: &str, namespace: Option<&str>, default: &str) -> Result<(String, String), Error> {
+    let (name, own) = match typed.split_once('.') {
+        Some((name, own)) => (name, Some(own)),
+        None => (typed, None),
+    };
+    if name.is_empty() || own.is_some_and(|own| own.is_empty() || own.contains('.')) {
+        return Err(Error::Usage(format!("{typed:?} is not NAME or NAME.NAMESPACE")));
+    }
+    if let (Some(own), Some(namespace)) = (own, namespace)
+        && own != namespace
+    {
+        return Err(Error::Usage(format!("{typed:?} names another namespace than --namespace {namespace}")));
+    }
+    Ok((name.to_owned(), own.or(namespace).unwrap_or(default).to_owned()))
+}
+
+fn write_context(like: &Context, name: &str, token: &str, path: &Path) -> Result<(), Error> {
+    let context = Context { name: name.to_owned(), token: token.to_owned(), ..like.clone() };
+    ContextFile { current_context: Some(name.to_owned()), contexts: vec![context] }.write(path)
+}
+
+fn list(
+    tokens: &[Value],
+    format: Format,
+    headings: &[&str],
+    cells: impl Fn(&Value, Timestamp) -> Vec<String>,
+) -> Result<(), Error> {
+    if format != Format::Table {
+        return output::print_value(&tokens, format);
+    }
+    let now = Timestamp::now();
+    let mut table = Table::new(headings);
+    for token in tokens {
+        table.row(cells(token, now));
+    }
+    output::print(&table.to_string())
+}
+
+async fn delete(client: &Client, plural: &str, ids: &[String]) -> Result<(), Error> {
+    for id in ids {
+        client.call::<Value>(Method::DELETE, &["v1", plural, id], &[], None).await?;
+        output::print(&format!("{} {id} deleted\n", plural.trim_end_matches('s')))?;
+    }
+    Ok(())
+}
+
+fn text(token: &Value, field: &str) -> String {
+    token.get(field).and_then(Value::as_str).unwrap_or("-").to_owned()
+}
+
+fn uses_left(token: &Value) -> String {
+    let number = |field: &str| token.get(field).and_then(Value::as_u64);
+    match (number("used"), number("uses")) {
+        (Some(used), Some(uses)) => format!("{used} of {uses}"),
+        (None, Some(uses)) => format!("{uses} left"),
+        _ => "-".to_owned(),
+    }
+}
+
+fn expiry(token: &Value, now: Timestamp) -> String {
+    let expires = token.get("expiresAt").or_else(|| token.get("expires"));
+    time::until(expires.and_then(Value::as_str), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_and_without_namespace() {
+        let split = |typed: &str, namespace: Option<&str>| {
+            split_name(typed, namespace, "default").map(|(name, namespace)| format!("{name} {namespace}"))
+        };
+        assert_eq!(split("orders", None).unwrap(), "orders default");
+        assert_eq!(split("orders.shop", None).unwrap(), "orders shop");
+        assert_eq!(split("orders", Some("shop")).unwrap(), "orders shop");
+        assert_eq!(split("orders.shop", Some("shop")).unwrap(), "orders shop");
+        for (typed, namespace) in [("orders.shop", Some("x")), ("a.b.c", None), ("", None), (".b", None), ("a.", None)]
+        {
+            assert_eq!(split(typed, namespace).unwrap_err().exit_code(), 2, "{typed}");
+        }
+    }
+
+    #[test]
+    fn a_join_file_holds_what_the_proxy_reads_and_no_more() {
+        let answer = json!({"id": "x", "controlPlane": "127.0.0.1:9701", "trustDomain": "heddle.local",
+            "identity": "spiffe://heddle.local/ns/shop/sa/orders", "trustAnchors": "PEM", "token": "hjt_x_y", "uses": 1});
+        let join = join_file(&answer).unwrap();
+        assert_eq!(join.as_object().unwrap().len(), JOIN_FIELDS.len());
+        assert!(join_file(&json!({"token": "x"})).unwrap_err().to_string().contains("controlPlane"));
+    }
+}
