@@ -4,16 +4,6 @@
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm};
 use webpki::aws_lc_rs::{ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519};
-use x509_parser::{
-    asn1_rs::BitString,
-    certification_request::X509CertificationRequest,
-    oid_registry::{
-        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ECDSA_WITH_SHA256,
-        OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ED25519,
-    },
-    prelude::FromDer,
-    x509,
-};
 
 /// The largest request that is read, in bytes; a real one has a few hundred.
 pub const MAX_LEN: usize = 16 * 1024;
@@ -59,48 +49,87 @@ pub fn verify(der: &[u8]) -> Result<SubjectPublicKeyInfo, CsrError> {
     if der.len() > MAX_LEN {
         return Err(CsrError::TooLong { len: der.len() });
     }
-    let Ok(([], request)) = X509CertificationRequest::from_der(der) else {
-        return Err(CsrError::Malformed);
-    };
-    let info = &request.certification_request_info;
-    let algorithm = algorithm(&info.subject_pki, &request.signature_algorithm)?;
-    let key = whole_bytes(&info.subject_pki.subject_public_key)?;
-    let signature = whole_bytes(&request.signature_value)?;
-    algorithm.verify_signature(key, info.raw, signature).map_err(|_| CsrError::ProofOfPossession)?;
-    SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|_| CsrError::KeyKind)
-}
-
-fn algorithm(
-    key: &x509::SubjectPublicKeyInfo<'_>,
-    signature: &x509::AlgorithmIdentifier<'_>,
-) -> Result<&'static dyn SignatureVerificationAlgorithm, CsrError> {
-    let kind = &key.algorithm.algorithm;
-    let signed_with = &signature.algorithm;
-    if *kind == OID_SIG_ED25519 && key.algorithm.parameters.is_none() {
-        return if *signed_with == OID_SIG_ED25519 { Ok(ED25519) } else { Err(CsrError::SignatureAlgorithm) };
-    }
-    if *kind != OID_KEY_TYPE_EC_PUBLIC_KEY {
+    let request = Request::parse(der).ok_or(CsrError::Malformed)?;
+    let is_kind = |known: &&&dyn SignatureVerificationAlgorithm| *known.public_key_alg_id() == *request.key_algorithm;
+    let kind = ALGORITHMS.iter().find(is_kind).ok_or(CsrError::KeyKind)?;
+    // Of elliptic curve points, the uncompressed form only, as everybody writes it: one key, one encoding.
+    if kind.public_key_alg_id() != ED25519.public_key_alg_id() && request.key[0] != 4 {
         return Err(CsrError::KeyKind);
     }
-    let curve = key.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok()).ok_or(CsrError::KeyKind)?;
-    // Uncompressed points only, as everybody writes them: one key, one encoding.
-    let is_point = |size: usize| matches!(&*key.subject_public_key.data, [4, xy @ ..] if xy.len() == 2 * size);
-    let algorithms: [&'static dyn SignatureVerificationAlgorithm; 2] = if curve == OID_EC_P256 && is_point(32) {
-        [ECDSA_P256_SHA256, ECDSA_P256_SHA384]
-    } else if curve == OID_NIST_EC_P384 && is_point(48) {
-        [ECDSA_P384_SHA256, ECDSA_P384_SHA384]
-    } else {
-        return Err(CsrError::KeyKind);
-    };
-    if *signed_with == OID_SIG_ECDSA_WITH_SHA256 {
-        Ok(algorithms[0])
-    } else if *signed_with == OID_SIG_ECDSA_WITH_SHA384 {
-        Ok(algorithms[1])
-    } else {
-        Err(CsrError::SignatureAlgorithm)
+    let algorithm = ALGORITHMS
+        .iter()
+        .filter(is_kind)
+        .find(|known| *known.signature_alg_id() == *request.signature_algorithm)
+        .ok_or(CsrError::SignatureAlgorithm)?;
+    algorithm
+        .verify_signature(request.key, request.signed, request.signature)
+        .map_err(|_| CsrError::ProofOfPossession)?;
+    SubjectPublicKeyInfo::from_der(request.key_info).map_err(|_| CsrError::KeyKind)
+}
+
+const ALGORITHMS: [&dyn SignatureVerificationAlgorithm; 5] =
+    [ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519];
+
+/// What is looked at of a request. The parsers at hand would read the subject and the attributes too,
+/// whose contents are nobody's business here, and are less strict with the rest.
+struct Request<'a> {
+    signed: &'a [u8],
+    key_info: &'a [u8],
+    key_algorithm: &'a [u8],
+    key: &'a [u8],
+    signature_algorithm: &'a [u8],
+    signature: &'a [u8],
+}
+
+const INTEGER: u8 = 0x02;
+const BIT_STRING: u8 = 0x03;
+const SEQUENCE: u8 = 0x30;
+const ATTRIBUTES: u8 = 0xa0;
+
+impl<'a> Request<'a> {
+    fn parse(der: &'a [u8]) -> Option<Self> {
+        let mut request = only(der, SEQUENCE)?;
+        let (signed, mut info) = next(&mut request, SEQUENCE)?;
+        let (_, signature_algorithm) = next(&mut request, SEQUENCE)?;
+        let signature = bits(only(request, BIT_STRING)?)?;
+
+        let (_, version) = next(&mut info, INTEGER)?;
+        let _subject = next(&mut info, SEQUENCE)?;
+        let (key_info, mut key) = next(&mut info, SEQUENCE)?;
+        let _attributes = only(info, ATTRIBUTES)?;
+        let (_, key_algorithm) = next(&mut key, SEQUENCE)?;
+        let key = bits(only(key, BIT_STRING)?)?;
+        (version == [0]).then_some(Self { signed, key_info, key_algorithm, key, signature_algorithm, signature })
     }
 }
 
-fn whole_bytes<'a>(bits: &'a BitString<'_>) -> Result<&'a [u8], CsrError> {
-    if bits.unused_bits == 0 { Ok(&bits.data) } else { Err(CsrError::Malformed) }
+/// Takes the next element off `input`: the whole of it, and its content. Lengths as DER has them, in
+/// the shortest form.
+fn next<'a>(input: &mut &'a [u8], tag: u8) -> Option<(&'a [u8], &'a [u8])> {
+    let (header, len) = match **input {
+        [found, len @ ..=0x7f, ..] if found == tag => (2, usize::from(len)),
+        [found, 0x81, len, ..] if found == tag && len >= 0x80 => (3, usize::from(len)),
+        [found, 0x82, high, low, ..] if found == tag && high > 0 => (4, usize::from(u16::from_be_bytes([high, low]))),
+        _ => return None,
+    };
+    let (whole, rest) = input.split_at_checked(header + len)?;
+    *input = rest;
+    Some((whole, &whole[header..]))
 }
+
+/// The content of the only element in `input`.
+fn only(mut input: &[u8], tag: u8) -> Option<&[u8]> {
+    let (_, content) = next(&mut input, tag)?;
+    input.is_empty().then_some(content)
+}
+
+/// The bytes of a bit string that has whole ones, at least one.
+fn bits(content: &[u8]) -> Option<&[u8]> {
+    match content {
+        [0, bytes @ ..] if !bytes.is_empty() => Some(bytes),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -124,3 +124,79 @@ impl fmt::Debug for Svid {
         f.debug_struct("Svid").field("id", self.id()).field("not_after", &self.not_after()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{KeyPair, KeyUsagePurpose};
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+    use crate::testing::{Ca, DAY, ID, leaf, now};
+
+    fn der(key: &KeyPair) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(key.serialize_der()).into()
+    }
+
+    #[test]
+    fn tells_what_the_leaf_says_and_survives_pem() {
+        let ca = Ca::new();
+        let svid = ca.svid(|_| {});
+        assert_eq!(svid.id().as_str(), ID);
+        assert_eq!((svid.not_before(), svid.not_after()), (now() - DAY, now() + DAY));
+        assert_eq!(svid.chain().len(), 2);
+        let again = Svid::from_pem(svid.to_pem().as_bytes(), svid.key_pem().as_bytes()).unwrap();
+        assert_eq!((again.chain(), again.key()), (svid.chain(), svid.key()));
+        assert!(!svid.to_pem().contains("PRIVATE") && !svid.key_pem().contains("CERTIFICATE"));
+    }
+
+    #[test]
+    fn the_key_is_the_leafs() {
+        let ca = Ca::new();
+        let (certificate, key) = leaf(&ca.issuer, |_| {});
+        let other = KeyPair::generate().unwrap();
+        let chain = vec![certificate, ca.intermediate.clone()];
+        assert!(Svid::from_der(chain.clone(), der(&key)).is_ok());
+        assert_eq!(Svid::from_der(chain.clone(), der(&other)).unwrap_err(), SvidError::KeyMismatch);
+        let broken = PrivatePkcs8KeyDer::from(vec![0x30, 0]).into();
+        assert!(matches!(Svid::from_der(chain, broken), Err(SvidError::Key(_))));
+    }
+
+    #[test]
+    fn every_certificate_of_the_chain_keeps_its_rules() {
+        let ca = Ca::new();
+        let (bad, key) = leaf(&ca.issuer, |p| p.key_usages = vec![KeyUsagePurpose::KeyAgreement]);
+        let error = Svid::from_der(vec![bad], der(&key)).unwrap_err();
+        let source = VerifyError::LeafWithoutDigitalSignature;
+        assert_eq!(error, SvidError::Certificate { index: 0, source });
+        let (good, key) = leaf(&ca.issuer, |_| {});
+        let error = Svid::from_der(vec![good.clone(), good], der(&key)).unwrap_err();
+        assert_eq!(error, SvidError::Certificate { index: 1, source: VerifyError::SigningNotCa });
+        let error = Svid::from_der(vec![], der(&key)).unwrap_err();
+        assert_eq!(error, SvidError::Certificate { index: 0, source: VerifyError::NoCertificate });
+    }
+
+    #[test]
+    fn broken_pem_is_refused() {
+        let svid = Ca::new().svid(|_| {});
+        let (chain, key) = (svid.to_pem(), svid.key_pem());
+        assert!(Svid::from_pem(b"", key.as_bytes()).is_err());
+        assert!(matches!(Svid::from_pem(chain.as_bytes(), b""), Err(SvidError::Pem { .. })));
+        assert!(Svid::from_pem(&chain.as_bytes()[..200], key.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn its_own_validity_is_judged_by_the_time_given() {
+        let svid = Ca::new().svid(|_| {});
+        assert_eq!(svid.check_validity(now()), Ok(()));
+        for wrong in [now() - 2 * DAY, now() + 2 * DAY] {
+            assert!(matches!(svid.check_validity(wrong), Err(VerifyError::Own(_))));
+        }
+    }
+
+    #[test]
+    fn debug_output_does_not_show_the_key() {
+        let svid = Ca::new().svid(|_| {});
+        let text = format!("{svid:?}");
+        assert!(text.contains(ID) && text.len() < 200, "{text}");
+    }
+}

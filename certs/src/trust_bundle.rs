@@ -159,3 +159,6 @@ impl fmt::Debug for TrustBundle {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

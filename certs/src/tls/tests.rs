@@ -55,21 +55,21 @@ impl Mesh {
     }
 }
 
-/// A finished handshake; the errors are of client and server.
+/// What client and server each said of a handshake that failed.
+type Errors = Box<(Option<Error>, Option<Error>)>;
+
+/// A finished handshake.
 #[derive(Debug)]
 struct Pair {
     client: ClientConnection,
     server: ServerConnection,
 }
 
-fn connect(client: ClientConfig, server: ServerConfig) -> Result<Pair, (Option<Error>, Option<Error>)> {
+fn connect(client: ClientConfig, server: ServerConfig) -> Result<Pair, Errors> {
     connect_shared(&Arc::new(client), &Arc::new(server))
 }
 
-fn connect_shared(
-    client: &Arc<ClientConfig>,
-    server: &Arc<ServerConfig>,
-) -> Result<Pair, (Option<Error>, Option<Error>)> {
+fn connect_shared(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Pair, Errors> {
     let name = "p80.orders.shop.heddle".try_into().unwrap();
     let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
@@ -79,7 +79,7 @@ fn connect_shared(
         transfer(&mut server, &mut client, &mut client_error);
     }
     if client_error.is_some() || server_error.is_some() {
-        return Err((client_error, server_error));
+        return Err(Box::new((client_error, server_error)));
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
     // A client in TLS 1.3 is done before its certificate is judged, so a byte must go both ways.
@@ -112,14 +112,14 @@ where
 }
 
 /// The rule by which the client refused the server.
-fn refused_by_client(result: Result<Pair, (Option<Error>, Option<Error>)>) -> VerifyError {
-    let (client, _) = result.expect_err("accepted");
+fn refused_by_client(result: Result<Pair, Errors>) -> VerifyError {
+    let (client, _) = *result.expect_err("accepted");
     refusal(&client.expect("the client had nothing against it")).expect("a rule of ours").clone()
 }
 
 /// The rule by which the server refused the client.
-fn refused_by_server(result: Result<Pair, (Option<Error>, Option<Error>)>) -> VerifyError {
-    let (_, server) = result.expect_err("accepted");
+fn refused_by_server(result: Result<Pair, Errors>) -> VerifyError {
+    let (_, server) = *result.expect_err("accepted");
     refusal(&server.expect("the server had nothing against it")).expect("a rule of ours").clone()
 }
 
@@ -217,7 +217,7 @@ fn strangers_are_refused_on_both_sides() {
 fn a_client_without_certificate() {
     let mesh = Mesh::new();
     let nobody = || mesh.client(None, SERVER);
-    let (_, server) = connect(nobody(), mesh.server(ClientAuth::Required)).unwrap_err();
+    let (_, server) = *connect(nobody(), mesh.server(ClientAuth::Required)).unwrap_err();
     assert_eq!(server, Some(Error::NoCertificatesPresented));
     for auth in [ClientAuth::Optional, ClientAuth::None] {
         let pair = connect(nobody(), mesh.server(auth)).unwrap();
@@ -301,7 +301,7 @@ fn an_expired_certificate_is_refused_in_configurations_that_were_made_before() {
     assert!(matches!(refused, VerifyError::Own(_)), "{refused:?}");
     // One's own, as a server: it has none to show.
     for server in [&short_server, &optional] {
-        let (_, error) = connect_shared(&long_client, server).unwrap_err();
+        let (_, error) = *connect_shared(&long_client, server).unwrap_err();
         assert!(matches!(error, Some(Error::General(_))), "{error:?}");
     }
     mesh.clock.set(now());

@@ -172,8 +172,8 @@ fn a_leaf_is_no_ca() {
     assert_eq!(with(&[0x30, 3, 1, 1]), Err(malformed_leaf()), "unreadable is not absent");
     assert_eq!(with(&[4, 0]), Err(malformed_leaf()));
     // The CA's own certificates identify nobody.
-    assert!(judge_chain(&ca, &[ca.root.clone()]).is_err());
-    assert!(judge_chain(&ca, &[ca.intermediate.clone()]).is_err());
+    assert!(judge_chain(&ca, std::slice::from_ref(&ca.root)).is_err());
+    assert!(judge_chain(&ca, std::slice::from_ref(&ca.intermediate)).is_err());
 }
 
 #[test]
