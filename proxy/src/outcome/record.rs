@@ -12,6 +12,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use super::Error;
 use crate::{
+    cluster::retry::Refusal,
     snapshot::{ClusterName, Endpoint, HttpRule, Protocol, ServiceName},
     trace_context::{SpanId, TraceContext},
 };
@@ -101,6 +102,8 @@ pub struct RequestOutcome {
     pub peer: Option<SpiffeId>,
     /// Each try, in order; inbound at most one, to the app.
     pub attempts: Vec<Attempt>,
+    /// Why the last try, which failed, was not made again.
+    pub retry_refused: Option<Refusal>,
     /// Of the request's body, as received.
     pub request_bytes: u64,
     /// Of the response's body, as sent.
@@ -108,6 +111,45 @@ pub struct RequestOutcome {
     /// Inbound: the span that this request is; outbound: the caller's, of which each attempt is a
     /// child.
     pub trace: TraceContext,
+}
+
+impl RequestOutcome {
+    /// Of a request whose headers have just come; all else is filled in as it becomes known.
+    pub fn new(
+        direction: Direction,
+        (version, method, uri): (Version, Method, Uri),
+        peer_address: SocketAddr,
+        started: SystemTime,
+        trace: TraceContext,
+    ) -> Self {
+        Self {
+            direction,
+            started,
+            duration: Duration::ZERO,
+            version,
+            grpc: false,
+            method,
+            uri,
+            authority: None,
+            user_agent: None,
+            request_id: None,
+            status: None,
+            grpc_status: None,
+            error: None,
+            service: None,
+            port: 0,
+            rule: None,
+            cluster: None,
+            authorization: None,
+            peer_address,
+            peer: None,
+            attempts: Vec::new(),
+            retry_refused: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            trace,
+        }
+    }
 }
 
 /// One try of a request.
@@ -133,6 +175,50 @@ pub struct Attempt {
     pub closed_by: Option<ClosedBy>,
     /// Its span.
     pub span_id: SpanId,
+}
+
+impl Attempt {
+    /// Just begun.
+    pub fn new(endpoint: Option<Arc<Endpoint>>, started: SystemTime, span_id: SpanId) -> Self {
+        Self {
+            endpoint,
+            started,
+            duration: Duration::ZERO,
+            connect: None,
+            peer: None,
+            status: None,
+            grpc_status: None,
+            error: None,
+            closed_by: None,
+            span_id,
+        }
+    }
+}
+
+impl ConnectionOutcome {
+    /// Just accepted.
+    pub fn new(direction: Direction, peer_address: SocketAddr, started: SystemTime) -> Self {
+        Self {
+            direction,
+            started,
+            duration: Duration::ZERO,
+            protocol: Protocol::Detect,
+            tls: false,
+            peer_address,
+            peer: None,
+            target: None,
+            service: None,
+            port: 0,
+            cluster: None,
+            route: None,
+            endpoint: None,
+            authorization: None,
+            error: None,
+            closed_by: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        }
+    }
 }
 
 /// What became of a connection.
