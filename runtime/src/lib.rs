@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod drain;
 pub mod health;
 pub mod http_server;
+pub mod private_dir;
 pub mod process;
 pub mod signal;
 pub mod telemetry;
