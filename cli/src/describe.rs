@@ -15,6 +15,9 @@ use crate::{
     table, time,
 };
 
+/// Policies without a target in this namespace hold for the mesh.
+const MESH_NAMESPACE: &str = "heddle";
+
 /// Shows one object with everything around it.
 pub(crate) async fn describe(session: &Session, args: &DescribeArgs) -> Result<u8, Error> {
     let names: Vec<String> = args.name.iter().cloned().collect();
@@ -28,12 +31,39 @@ pub(crate) async fn describe(session: &Session, args: &DescribeArgs) -> Result<u
         _ => return Err(Error::Usage("describe takes one KIND and one NAME".to_owned())),
     };
     let object = session.client.get(kind, session.namespace(&args.namespace), &names[0]).await?;
-    let mut others = Vec::new();
-    for kind in Kind::all().filter(|kind| kind.namespaced) {
-        others.extend(session.client.list(kind, &Scope::All, None).await?.items);
-    }
+    let others = others(session, &object).await?;
     output::print(&render(&object, &others, &session.paint, Timestamp::now())?)?;
     Ok(exit::OK)
+}
+
+/// Those that may be related, and no more: a mesh can have tens of thousands of others.
+async fn others(session: &Session, object: &Object) -> Result<Vec<Object>, Error> {
+    let mut others = Vec::new();
+    for reference in references(object) {
+        if let Some(kind) = Kind::named(&reference.kind) {
+            others.extend(session.client.find(kind, &reference.namespace, &reference.name).await?);
+        }
+    }
+    // Only services are referred to.
+    let Some(namespace) = object.namespace().filter(|_| object.kind() == "Service") else {
+        return Ok(others);
+    };
+    let own = Scope::Namespace(namespace.to_owned());
+    let mesh = Scope::Namespace(MESH_NAMESPACE.to_owned());
+    for (kind, scopes) in [
+        ("Workload", vec![&own]),
+        ("HTTPRoute", vec![&Scope::All]),
+        ("GRPCRoute", vec![&Scope::All]),
+        ("TCPRoute", vec![&Scope::All]),
+        ("TrafficPolicy", vec![&own]),
+        ("AuthorizationPolicy", if own == mesh { vec![&own] } else { vec![&own, &mesh] }),
+    ] {
+        let kind = Kind::typed(kind)?;
+        for scope in scopes {
+            others.extend(session.client.list(kind, scope, None).await?.items);
+        }
+    }
+    Ok(others)
 }
 
 fn render(object: &Object, others: &[Object], paint: &Paint, now: Timestamp) -> Result<String, Error> {
@@ -151,7 +181,7 @@ fn covers(policy: &Object, object: &Object) -> bool {
     policy.kind() == "AuthorizationPolicy"
         && object.kind() == "Service"
         && policy.0.pointer("/spec/targetRef").is_none()
-        && (policy.namespace() == object.namespace() || policy.namespace() == Some("heddle"))
+        && (policy.namespace() == object.namespace() || policy.namespace() == Some(MESH_NAMESPACE))
 }
 
 /// One line per object that this one refers to, or that refers to it.
