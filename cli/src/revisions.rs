@@ -48,8 +48,9 @@ pub(crate) async fn revisions(session: &Session, args: &RevisionsArgs) -> Result
 pub(crate) async fn rollback(session: &Session, args: &RollbackArgs) -> Result<u8, Error> {
     let to = match args.to {
         Some(to) => to,
-        None => previous(&list(session).await?)
-            .ok_or_else(|| Error::NotFound("there is no earlier revision to go back to".to_owned()))?,
+        None => previous(&list(session).await?).ok_or_else(|| {
+            Error::NotFound("there is no earlier revision to go back to (--to 0 is the empty mesh)".to_owned())
+        })?,
     };
     let query: &[(&str, &str)] = if args.dry_run { &[("dryRun", "true")] } else { &[] };
     let body = json!({ "revision": to });
@@ -97,34 +98,28 @@ fn previous(revisions: &[Value]) -> Option<u64> {
 }
 
 fn table(revisions: &[Value], now: Timestamp) -> String {
-    let mut table = Table::new(&["REVISION", "AGE", "BY", "CHANGES"]);
+    let mut table = Table::new(&["REVISION", "AGE", "BY", "CHANGES", "REASON"]);
     for revision in revisions {
         let text = |name: &str| revision.get(name).and_then(Value::as_str);
-        let number = revision.get("revision").and_then(Value::as_u64).unwrap_or(0).to_string();
-        let changes = revision.get("changes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        table.row([number, time::age(text("time"), now), text("by").unwrap_or("-").to_owned(), short(changes)]);
+        table.row([
+            revision.get("revision").and_then(Value::as_u64).unwrap_or(0).to_string(),
+            time::age(text("time"), now),
+            text("author").unwrap_or("-").to_owned(),
+            counts(revision),
+            text("reason").unwrap_or("").to_owned(),
+        ]);
     }
     table.to_string()
 }
 
-/// The first changes, and how many more.
-fn short(changes: &[Value]) -> String {
-    const SHOWN: usize = 3;
-    let field = |change: &Value, name: &str| change.get(name).and_then(Value::as_str).map(str::to_owned);
-    let mut parts: Vec<String> = changes
-        .iter()
-        .take(SHOWN)
-        .map(|change| {
-            let kind = field(change, "kind").unwrap_or_default();
-            let namespace = field(change, "namespace");
-            let name = field(change, "name").unwrap_or_default();
-            let action = field(change, "action").unwrap_or_default();
-            format!("{} {action}", crate::object::reference(&kind, namespace.as_deref(), &name))
-        })
+/// `2 created, 1 deleted`.
+fn counts(revision: &Value) -> String {
+    let count = |name: &str| revision.pointer(&format!("/counts/{name}")).and_then(Value::as_u64).unwrap_or(0);
+    let parts: Vec<String> = ["created", "updated", "deleted"]
+        .into_iter()
+        .filter(|name| count(name) > 0)
+        .map(|name| format!("{} {name}", count(name)))
         .collect();
-    if changes.len() > SHOWN {
-        parts.push(format!("{} more", changes.len() - SHOWN));
-    }
     parts.join(", ")
 }
 
@@ -152,12 +147,16 @@ mod tests {
 
     #[test]
     fn a_line_per_revision() {
-        let change = |name: &str| json!({"action": "created", "kind": "Service", "namespace": "shop", "name": name});
-        let revisions = [json!({"revision": 7, "time": "2026-08-01T11:00:00Z", "by": "admin",
-            "changes": [change("a"), change("b"), change("c"), change("d"), change("e")]})];
+        let revisions = [
+            json!({"revision": 8, "time": "2026-08-01T11:59:00Z", "author": "ci", "reason": "rollback to revision 6",
+                "counts": {"created": 0, "updated": 0, "deleted": 1}}),
+            json!({"revision": 7, "time": "2026-08-01T11:00:00Z", "author": "admin", "counts": {"created": 5, "updated": 1}}),
+        ];
         assert_eq!(
             table(&revisions, "2026-08-01T12:00:00Z".parse().unwrap()),
-            "REVISION   AGE   BY      CHANGES\n7          60m   admin   Service shop/a created, Service shop/b created, Service shop/c created, 2 more\n"
+            "REVISION   AGE   BY      CHANGES                REASON\n\
+             8          60s   ci      1 deleted              rollback to revision 6\n\
+             7          60m   admin   5 created, 1 updated\n"
         );
     }
 }

@@ -15,10 +15,7 @@ use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf, process::ExitStatus
 use clap::Args;
 use heddle_api::resource::Duration;
 use rustix::process::Signal;
-use tokio::{
-    process::{Child, Command},
-    time::Instant,
-};
+use tokio::process::{Child, Command};
 
 use self::{
     plan::{PortMapping, UpstreamMapping},
@@ -243,37 +240,43 @@ async fn beside(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) ->
     let mut stopping = false;
     loop {
         tokio::select! {
-            status = child.wait() => return Ok(code(status.map_err(RunError::Prepare)?)),
+            status = child.wait() => return ended(status),
             signal = signals.next() => {
-                // Peers must have stopped calling before the command stops serving. Who cannot wait
-                // for that sends the signal again.
-                if signals::ends(signal) && !std::mem::replace(&mut stopping, true) && !signals::from_terminal(signal) {
+                let first = signals::ends(signal) && !std::mem::replace(&mut stopping, true);
+                if first && !signals::from_terminal(signal) {
                     tokio::select! {
-                        () = sidecar.withdraw() => {}
-                        _ = signals.next() => {}
-                        status = child.wait() => return Ok(code(status.map_err(RunError::Prepare)?)),
+                        status = child.wait() => return ended(status),
+                        other = withdraw(sidecar, signals) => {
+                            if let Some(other) = other.filter(|other| *other != signal) {
+                                signals::pass_on(other, &child);
+                            }
+                        }
                     }
                 }
                 signals::pass_on(signal, &child);
             }
             status = sidecar.ended(), if !stopping => {
                 output::complain(&format!("heddle: the sidecar ended ({status}); starting it again\n"));
-                let again = Instant::now() + sidecar::RESTART_PAUSE;
-                tokio::select! {
-                    () = tokio::time::sleep_until(again) => {
-                        if let Err(error) = sidecar.restart() {
-                            output::complain(&format!("heddle: {error}\n"));
-                        }
-                    }
-                    status = child.wait() => return Ok(code(status.map_err(RunError::Prepare)?)),
-                    signal = signals.next() => {
-                        stopping = signals::ends(signal);
-                        signals::pass_on(signal, &child);
-                    }
+                tokio::time::sleep(sidecar::RESTART_PAUSE).await;
+                if let Err(error) = sidecar.restart() {
+                    output::complain(&format!("heddle: {error}\n"));
                 }
             }
         }
     }
+}
+
+/// Peers must have stopped calling before the command stops serving. Who cannot wait for that sends
+/// another signal; it is returned.
+async fn withdraw(sidecar: &Sidecar, signals: &mut Signals) -> Option<Signal> {
+    tokio::select! {
+        () = sidecar.withdraw() => None,
+        signal = signals.next() => Some(signal),
+    }
+}
+
+fn ended(status: io::Result<ExitStatus>) -> Result<u8, Error> {
+    Ok(code(status.map_err(RunError::Prepare)?))
 }
 
 fn spawn(args: &RunArgs, addresses: &Addresses) -> Result<Child, RunError> {

@@ -78,9 +78,8 @@ fn troubles(proxy: &Value, now: Timestamp) -> Vec<String> {
     }
     for entry in rejected(proxy) {
         let field = |name: &str| entry.get(name).and_then(Value::as_str);
-        let what = field("name").or_else(|| field("resource")).unwrap_or("a resource");
-        let kind = field("kind").or_else(|| field("type")).map(|kind| format!("{kind} ")).unwrap_or_default();
-        found.push(format!("{name} rejected {kind}{what}: {}", field("reason").unwrap_or("?")));
+        let what = field("resource").unwrap_or("a resource");
+        found.push(format!("{name} rejected {what}: {}", field("reason").unwrap_or("?")));
     }
     found
 }
@@ -129,7 +128,7 @@ mod tests {
             json!({"name": "shop/orders-1", "services": ["orders"], "connected": true, "since": "2026-08-01T11:00:00Z",
                 "version": "0.1.0", "resources": {"applied": 5, "pending": 0, "rejected": []}, "certificateExpiry": "2026-08-02T03:00:00Z"}),
             json!({"name": "shop/web-1", "services": [], "connected": true, "since": "2026-08-01T11:59:55Z", "version": "0.1.0",
-                "resources": {"applied": 4, "pending": 1, "rejected": [{"kind": "Service", "name": "shop/orders", "reason": "bad regex"}]},
+                "resources": {"applied": 4, "pending": 1, "rejected": [{"resource": "Service shop/orders", "reason": "bad regex"}]},
                 "certificateExpiry": "2026-08-01T11:00:00Z"}),
             json!({"name": "shop/old", "connected": false, "since": "2026-08-01T11:00:00Z"}),
         ];

@@ -44,8 +44,14 @@ pub(crate) async fn join(session: &Session, command: TokenCommand) -> Result<u8,
         }
         TokenCommand::List { output } => {
             let tokens = items(client.call(Method::GET, &["v1", "join-tokens"], &[], None).await?);
-            list(&tokens, output, &["ID", "IDENTITY", "USES", "EXPIRES"], |token, now| {
-                vec![text(token, "id"), text(token, "identity"), uses_left(token), expiry(token, now)]
+            list(&tokens, output, &["ID", "ACCOUNT", "USED", "EXPIRES"], |token, now| {
+                let account = format!("{}.{}", text(token, "serviceAccount"), text(token, "namespace"));
+                vec![
+                    text(token, "id"),
+                    account,
+                    used(token),
+                    time::until(token.get("expires").and_then(Value::as_str), now),
+                ]
             })?;
         }
         TokenCommand::Delete { ids } => delete(client, "join-tokens", &ids).await?,
@@ -80,8 +86,7 @@ pub(crate) async fn api(session: &Session, command: ApiTokenCommand) -> Result<u
         ApiTokenCommand::List { output } => {
             let tokens = items(client.call(Method::GET, &["v1", "api-tokens"], &[], None).await?);
             list(&tokens, output, &["ID", "NAME", "ROLE", "AGE"], |token, now| {
-                let created = token.get("createdAt").or_else(|| token.get("creationTimestamp"));
-                let age = time::age(created.and_then(Value::as_str), now);
+                let age = time::age(token.get("created").and_then(Value::as_str), now);
                 vec![text(token, "id"), text(token, "name"), text(token, "role"), age]
             })?;
         }
@@ -170,18 +175,9 @@ fn text(token: &Value, field: &str) -> String {
     token.get(field).and_then(Value::as_str).unwrap_or("-").to_owned()
 }
 
-fn uses_left(token: &Value) -> String {
-    let number = |field: &str| token.get(field).and_then(Value::as_u64);
-    match (number("used"), number("uses")) {
-        (Some(used), Some(uses)) => format!("{used} of {uses}"),
-        (None, Some(uses)) => format!("{uses} left"),
-        _ => "-".to_owned(),
-    }
-}
-
-fn expiry(token: &Value, now: Timestamp) -> String {
-    let expires = token.get("expiresAt").or_else(|| token.get("expires"));
-    time::until(expires.and_then(Value::as_str), now)
+fn used(token: &Value) -> String {
+    let number = |field: &str| token.get(field).and_then(Value::as_u64).unwrap_or(0);
+    format!("{} of {}", number("used"), number("uses"))
 }
 
 #[cfg(test)]

@@ -317,7 +317,7 @@ fn join_tokens_are_written_for_their_owner_only() {
         if asked.line.starts_with("GET") {
             return json(
                 200,
-                &value!({"items": [{"id": "x1", "identity": "spiffe://t/ns/shop/sa/orders", "uses": 3, "used": 1}]}),
+                &value!({"items": [{"id": "x1", "namespace": "shop", "serviceAccount": "orders", "uses": 3, "used": 1}]}),
             );
         }
         json(
@@ -339,7 +339,7 @@ fn join_tokens_are_written_for_their_owner_only() {
         value!({"namespace": "shop", "serviceAccount": "orders", "ttl": "10m", "uses": 3})
     );
     let list = fake.run(&["token", "list"]).out;
-    assert!(list.contains("x1   spiffe://t/ns/shop/sa/orders   1 of 3"), "{list}");
+    assert!(list.contains("x1   orders.shop   1 of 3"), "{list}");
     assert_eq!(fake.run(&["token", "delete", "x1"]).code, Some(0));
     assert_eq!(fake.lines()[2], "DELETE /v1/join-tokens/x1");
 }
