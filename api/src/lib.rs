@@ -2,5 +2,6 @@
 //! proxies and the control plane ([`proto`]) and the resource types of the control-plane API
 //! ([`resource`]).
 
+pub mod problem;
 pub mod proto;
 pub mod resource;

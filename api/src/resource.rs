@@ -3,26 +3,30 @@
 //! Each kind has a spec type in a module of its own. Parsing is strict: unknown fields are errors.
 //! Routes take the shape of the Gateway API's, so that one model serves in and out of Kubernetes.
 
+mod any;
 mod authorization_policy;
 mod duration;
 mod mesh_config;
 mod metadata;
+mod name;
 mod route;
 mod service;
 mod traffic_policy;
 mod workload;
 
+pub use any::{AnyObject, Kind, ObjectKind};
 pub use authorization_policy::{
     Action, AuthorizationPolicySpec, OperationSpec, RuleSpec, SourceSpec, TargetKind, TargetRef,
 };
 pub use duration::Duration;
 pub use mesh_config::{DefaultAction, EgressMode, MeshConfigSpec, TelemetrySpec};
 pub use metadata::{Condition, Metadata, ObjectStatus, Rejection};
+pub use name::Name;
 pub use route::{
     BackendRef, GrpcMethodMatch, GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec, HeaderMatch, HeaderModifierSpec,
-    HeaderValue, HttpRouteFilter, HttpRouteFilterType, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, MatchType, ParentRef, PathMatch,
-    PathMatchType, PathModifierSpec, PathModifierType, QueryParamMatch, RedirectSpec, RewriteSpec, RouteRetry,
-    RouteTimeouts, TcpRouteRule, TcpRouteSpec,
+    HeaderValue, HttpRouteFilter, HttpRouteFilterType, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, MatchType,
+    ParentRef, PathMatch, PathMatchType, PathModifierSpec, PathModifierType, QueryParamMatch, RedirectSpec,
+    RewriteSpec, RouteRetry, RouteTimeouts, TcpRouteRule, TcpRouteSpec,
 };
 pub use service::{MtlsMode, PortProtocol, ProbeExemptionSpec, ServicePortSpec, ServiceSpec};
 pub use traffic_policy::{
@@ -31,7 +35,7 @@ pub use traffic_policy::{
 pub use workload::{WorkloadService, WorkloadSpec};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 /// The `apiVersion` of every object.
 pub const API_VERSION: &str = "heddle.dev/v1";
@@ -54,39 +58,4 @@ pub struct Object<S> {
     /// What is: written by the server, ignored when sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<ObjectStatus>,
-}
-
-/// A kind of object.
-pub trait Kind: Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
-    /// As in `kind`, e.g. `HTTPRoute`.
-    const KIND: &'static str;
-    /// As in the URL, e.g. `httproutes`.
-    const PLURAL: &'static str;
-    /// Whether objects have a namespace.
-    const NAMESPACED: bool = true;
-}
-
-macro_rules! kinds {
-    ($($spec:ident $kind:literal $plural:literal $namespaced:literal),* $(,)?) => {
-        $(impl Kind for $spec {
-            const KIND: &'static str = $kind;
-            const PLURAL: &'static str = $plural;
-            const NAMESPACED: bool = $namespaced;
-        })*
-
-        /// All kinds as (kind, plural, namespaced), in the order in which `apply` sends them:
-        /// what others refer to comes first.
-        pub const KINDS: &[(&str, &str, bool)] = &[$(($kind, $plural, $namespaced)),*];
-    };
-}
-
-kinds! {
-    MeshConfigSpec "MeshConfig" "meshconfigs" false,
-    ServiceSpec "Service" "services" true,
-    WorkloadSpec "Workload" "workloads" true,
-    HttpRouteSpec "HTTPRoute" "httproutes" true,
-    GrpcRouteSpec "GRPCRoute" "grpcroutes" true,
-    TcpRouteSpec "TCPRoute" "tcproutes" true,
-    TrafficPolicySpec "TrafficPolicy" "trafficpolicies" true,
-    AuthorizationPolicySpec "AuthorizationPolicy" "authorizationpolicies" true,
 }

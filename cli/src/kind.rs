@@ -1,6 +1,6 @@
 //! The kinds of objects, and the names that people type for them.
 
-use heddle_api::resource::KINDS;
+use heddle_api::resource::ObjectKind;
 
 use crate::error::Error;
 
@@ -13,7 +13,7 @@ pub(crate) struct Kind {
     pub(crate) plural: &'static str,
     /// Whether its objects have a namespace.
     pub(crate) namespaced: bool,
-    /// Its place in [`KINDS`]: what others refer to comes first.
+    /// Its place in [`ObjectKind::ALL`]: what others refer to comes first.
     pub(crate) order: usize,
 }
 
@@ -34,7 +34,12 @@ const ALIASES: &[(&str, &str)] = &[
 impl Kind {
     /// Every kind, in the order in which objects are applied.
     pub(crate) fn all() -> impl DoubleEndedIterator<Item = Self> + Clone {
-        KINDS.iter().enumerate().map(|(order, &(name, plural, namespaced))| Self { name, plural, namespaced, order })
+        ObjectKind::ALL.iter().enumerate().map(|(order, kind)| Self {
+            name: kind.as_str(),
+            plural: kind.plural(),
+            namespaced: kind.is_namespaced(),
+            order,
+        })
     }
 
     /// The kind whose name in objects is exactly this.
@@ -95,7 +100,7 @@ mod tests {
             assert_eq!(Kind::typed(typed).unwrap().name, name);
         }
         assert_eq!(Kind::typed_list("svc,hr").unwrap().len(), 2);
-        assert_eq!(Kind::typed_list("all").unwrap().len(), KINDS.len());
+        assert_eq!(Kind::typed_list("all").unwrap().len(), ObjectKind::ALL.len());
         let error = Kind::typed("pods").unwrap_err();
         assert!(error.to_string().contains("services (svc)"), "{error}");
         assert_eq!(error.exit_code(), 2);

@@ -1,0 +1,303 @@
+//! Writing objects: several operations, checked together, committed as one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use heddle_api::{
+    problem::Fault,
+    resource::{AnyObject, Name, ObjectKind},
+};
+use jiff::Timestamp;
+
+use super::{Change, Registry, RevisionNumber, View, codec, references, revisions};
+use crate::store::{Outcome, Revision, StoreError, Transaction};
+
+/// How often a transaction is checked anew when another control plane wrote in between.
+const TRIES: usize = 8;
+
+/// One of the things to do.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Make the object, or replace it. What only the server sets is ignored.
+    Apply {
+        /// The object, valid in itself.
+        object: AnyObject,
+        /// Only if it is at this revision; 0: only if there is none.
+        if_match: Option<Revision>,
+    },
+    /// Remove the object.
+    Delete {
+        /// Its kind.
+        kind: ObjectKind,
+        /// Its name.
+        name: Name,
+        /// Only if it is at this revision.
+        if_match: Option<Revision>,
+    },
+}
+
+/// What an operation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// The object is new.
+    Created,
+    /// It was another.
+    Updated,
+    /// It was like this already.
+    Unchanged,
+    /// It is gone.
+    Deleted,
+}
+
+/// What became of an operation.
+#[derive(Clone, Debug)]
+pub struct OperationResult {
+    /// What it did.
+    pub action: Action,
+    /// The object as it is now, or as it was before it went.
+    pub object: AnyObject,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The user-visible revision that it made; the newest one if it changed nothing, or only would have.
+    pub number: RevisionNumber,
+    /// One for each operation, in order.
+    pub results: Vec<OperationResult>,
+}
+
+/// Who does it, for the list of revisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// Name of the API token.
+    pub name: String,
+    /// What for, e.g. `rollback to revision 7`.
+    pub reason: Option<String>,
+}
+
+/// Why nothing was applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The objects do not fit together, or with those that are there.
+    #[error("the objects do not fit together")]
+    Invalid(Vec<Fault>),
+    /// An object to delete does not exist.
+    #[error("there is no {0} {1}")]
+    NotFound(ObjectKind, Name),
+    /// A workload was registered by its proxy, and goes when that goes.
+    #[error("Workload {0} was registered by its proxy, and goes when that goes")]
+    Registered(Name),
+    /// Somebody else changed an object in the meantime.
+    #[error("{kind} {name} is at {}, not at the one required", at_revision(*found))]
+    PreconditionFailed {
+        /// The object's kind.
+        kind: ObjectKind,
+        /// Its name.
+        name: Name,
+        /// Where it is; absent: it does not exist.
+        found: Option<Revision>,
+    },
+    /// Others kept writing in between.
+    #[error("others kept writing in between; try again")]
+    Contended,
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+fn at_revision(found: Option<Revision>) -> String {
+    found.map_or_else(|| "no revision (it does not exist)".to_owned(), |found| format!("revision {found}"))
+}
+
+/// What operations come to, against one view.
+struct Plan {
+    results: Vec<OperationResult>,
+    changes: Vec<Change>,
+}
+
+impl Registry {
+    /// Does all of it or nothing. With `dry_run`, says what would be.
+    pub async fn apply(
+        &self,
+        operations: Vec<Operation>,
+        author: &Author,
+        dry_run: bool,
+    ) -> Result<Applied, ApplyError> {
+        let _turn = self.writing.lock().await;
+        self.apply_in_turn(operations, author, dry_run).await
+    }
+
+    /// Puts everything back as it was at a user-visible revision, as a new revision.
+    pub async fn rollback(&self, to: RevisionNumber, author: &Author, dry_run: bool) -> Result<Applied, RollbackError> {
+        let _turn = self.writing.lock().await;
+        let operations = self.revisions().restore(&self.view(), to).await?;
+        let author = Author { reason: Some(format!("rollback to revision {to}")), ..author.clone() };
+        Ok(self.apply_in_turn(operations, &author, dry_run).await?)
+    }
+
+    async fn apply_in_turn(
+        &self,
+        operations: Vec<Operation>,
+        author: &Author,
+        dry_run: bool,
+    ) -> Result<Applied, ApplyError> {
+        let operations = Arc::new(operations);
+        for _ in 0..TRIES {
+            let view = self.view();
+            let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+            // Off the async threads: a transaction may hold tens of thousands of objects.
+            let work = {
+                let (view, operations) = (Arc::clone(&view), Arc::clone(&operations));
+                move || plan(&view, &operations, now)
+            };
+            let plan = tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)??;
+            if dry_run || plan.changes.is_empty() {
+                return Ok(Applied { number: view.number(), results: plan.results });
+            }
+            let number = view.number() + 1;
+            let transaction = transaction(&view, &plan, number, author, now);
+            match self.store.commit(transaction).await? {
+                Outcome::Committed(revision) => {
+                    self.reached(revision).await?;
+                    return Ok(Applied { number, results: stamped(plan.results, revision) });
+                }
+                Outcome::Conflict { mod_revision, .. } => self.reached(mod_revision).await?,
+            }
+        }
+        Err(ApplyError::Contended)
+    }
+}
+
+/// Why nothing was rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum RollbackError {
+    /// The revision cannot be restored.
+    #[error(transparent)]
+    Revision(#[from] revisions::RevisionError),
+    /// What it held does not fit what is there now.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+/// Works out what operations do to a view, and whether the result holds together.
+fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, ApplyError> {
+    let mut next = view.clone();
+    let mut results = Vec::with_capacity(operations.len());
+    let mut changes: BTreeMap<(ObjectKind, Name), (usize, Change)> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    let mut faults = Vec::new();
+    for (index, operation) in operations.iter().enumerate() {
+        let (kind, name, if_match) = match operation {
+            Operation::Apply { object, if_match } => (object.kind(), object.name(), *if_match),
+            Operation::Delete { kind, name, if_match } => (*kind, name.clone(), *if_match),
+        };
+        if !seen.insert((kind, name.clone())) {
+            faults.push(Fault::new(
+                format!("operations[{index}]"),
+                format!("{kind} {name} is named by an earlier operation already; name each object once"),
+            ));
+            continue;
+        }
+        let before = view.object(kind, &name).cloned();
+        check_revision(kind, &name, before.as_ref(), if_match)?;
+        let (action, after, object) = match operation {
+            Operation::Apply { object, .. } => {
+                let object = merged(before.as_ref(), object, now);
+                match &before {
+                    None => (Action::Created, Some(object.clone()), object),
+                    Some(before) if *before == object => (Action::Unchanged, None, object),
+                    Some(_) => (Action::Updated, Some(object.clone()), object),
+                }
+            }
+            Operation::Delete { .. } => match &before {
+                Some(before) => (Action::Deleted, None, before.clone()),
+                None if kind == ObjectKind::Workload && view.registration(&name).is_some() => {
+                    return Err(ApplyError::Registered(name));
+                }
+                None => return Err(ApplyError::NotFound(kind, name)),
+            },
+        };
+        if action != Action::Unchanged {
+            next.with(kind, name.clone(), after.clone());
+            changes.insert((kind, name.clone()), (index, Change { kind, name, before, after }));
+        }
+        results.push(OperationResult { action, object });
+    }
+    faults.extend(references::check(&next, changes.values().map(|(index, change)| (*index, change))));
+    if !faults.is_empty() {
+        return Err(ApplyError::Invalid(faults));
+    }
+    let mut changes: Vec<_> = changes.into_values().collect();
+    changes.sort_by_key(|(index, _)| *index);
+    Ok(Plan { results, changes: changes.into_iter().map(|(_, change)| change).collect() })
+}
+
+fn check_revision(
+    kind: ObjectKind,
+    name: &Name,
+    before: Option<&AnyObject>,
+    if_match: Option<Revision>,
+) -> Result<(), ApplyError> {
+    let Some(required) = if_match else { return Ok(()) };
+    let found = before.map(revision_of);
+    if found.unwrap_or(0) == required {
+        return Ok(());
+    }
+    Err(ApplyError::PreconditionFailed { kind, name: name.clone(), found })
+}
+
+/// The revision at which an object of a view was last written.
+fn revision_of(object: &AnyObject) -> Revision {
+    object.metadata().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// The object with what the server keeps about it.
+fn merged(before: Option<&AnyObject>, wanted: &AnyObject, now: Timestamp) -> AnyObject {
+    let mut object = wanted.clone();
+    object.set_status(None);
+    let metadata = object.metadata_mut();
+    match before {
+        None => {
+            metadata.generation = Some(1);
+            metadata.creation_timestamp = Some(format!("{now:.0}"));
+            metadata.resource_version = None;
+        }
+        Some(before) => {
+            let known = before.metadata();
+            let grown = u64::from(!before.has_same_spec(wanted));
+            metadata.generation = Some(known.generation.unwrap_or(1) + grown);
+            metadata.creation_timestamp.clone_from(&known.creation_timestamp);
+            metadata.resource_version.clone_from(&known.resource_version);
+        }
+    }
+    object
+}
+
+/// The writes of a plan, with its entry in the list of revisions.
+fn transaction(view: &View, plan: &Plan, number: u64, author: &Author, now: Timestamp) -> Transaction {
+    // Whatever was checked was checked against this view; it must be the newest still.
+    let mut transaction = Transaction::new().when(codec::HEAD, view.head_revision());
+    for change in &plan.changes {
+        let key = codec::object_key(change.kind, &change.name);
+        transaction = match &change.after {
+            Some(object) => transaction.put(key, codec::encode_object(object)),
+            None => transaction.delete(key),
+        };
+    }
+    revisions::record(transaction, number, &plan.changes, author, now)
+}
+
+/// Results with the revision at which they were committed.
+fn stamped(mut results: Vec<OperationResult>, revision: Revision) -> Vec<OperationResult> {
+    for result in &mut results {
+        if matches!(result.action, Action::Created | Action::Updated) {
+            result.object.metadata_mut().resource_version = Some(revision.to_string());
+        }
+    }
+    results
+}

@@ -1,0 +1,213 @@
+//! Everything as of one revision, immutable and cheap to keep.
+
+use std::{ops::Bound, sync::Arc};
+
+use heddle_api::resource::{AnyObject, Kind, Name, Object, ObjectKind};
+use rpds::RedBlackTreeMapSync;
+
+use super::{
+    ChangeSet, Registration, RegistryError,
+    change::Change,
+    codec::{self, Subject},
+};
+use crate::store::{Batch, Range, Revision, Store};
+
+/// How many keys are read from the store at once.
+const LOAD_CHUNK: usize = 2_000;
+
+/// All objects and registrations as of one revision. Views share what did not change between them.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    revision: Revision,
+    /// Number of the newest user-visible revision, and where it was written.
+    head: (u64, Revision),
+    objects: RedBlackTreeMapSync<(ObjectKind, Name), AnyObject>,
+    registered: RedBlackTreeMapSync<Name, Arc<Registration>>,
+}
+
+impl View {
+    /// Reads everything from the store.
+    pub(super) async fn load(store: &dyn Store, at: Option<Revision>) -> Result<Self, RegistryError> {
+        let mut view = Self::default();
+        let mut at = at;
+        for prefix in [codec::OBJECTS, codec::REGISTERED, codec::HEAD] {
+            let mut after = None;
+            loop {
+                let range = Range { prefix: prefix.to_owned(), after, limit: LOAD_CHUNK, at };
+                let page = store.range(range).await?;
+                // All pages are of one revision: that of the first.
+                at = Some(page.revision);
+                view.revision = page.revision;
+                for entry in &page.entries {
+                    match Subject::of(&entry.key) {
+                        Subject::Object(kind, name) => {
+                            view.objects.insert_mut((kind, name), codec::decode_object(kind, entry)?);
+                        }
+                        Subject::Registration(name) => {
+                            let registration = codec::decode_registration(&name, entry)?;
+                            view.registered.insert_mut(name, Arc::new(registration));
+                        }
+                        Subject::Head => view.head = (codec::decode_number(entry)?, entry.mod_revision),
+                        Subject::Other => {}
+                    }
+                }
+                after = page.entries.last().map(|entry| entry.key.to_string());
+                if !page.more {
+                    break;
+                }
+            }
+        }
+        Ok(view)
+    }
+
+    /// The view after a batch, and what changed. What cannot be read is left out and logged: one bad
+    /// entry must not stop the rest.
+    pub(super) fn advance(&self, batch: &Batch) -> (Self, ChangeSet) {
+        let mut next = Self { revision: batch.revision, ..self.clone() };
+        let mut changes = ChangeSet { revision: batch.revision, ..ChangeSet::default() };
+        for event in &batch.events {
+            if let Err(error) = next.advance_key(event, &mut changes) {
+                tracing::error!(%error, "a change was left out");
+            }
+        }
+        (next, changes)
+    }
+
+    fn advance_key(&mut self, event: &crate::store::Event, changes: &mut ChangeSet) -> Result<(), RegistryError> {
+        match Subject::of(&event.key) {
+            Subject::Object(kind, name) => {
+                let key = (kind, name);
+                let before = self.objects.get(&key).cloned();
+                let after = match &event.after {
+                    Some(entry) => {
+                        let object = codec::decode_object(kind, entry)?;
+                        self.objects.insert_mut(key.clone(), object.clone());
+                        Some(object)
+                    }
+                    None => {
+                        self.objects.remove_mut(&key);
+                        None
+                    }
+                };
+                changes.objects.push(Change { kind, name: key.1, before, after });
+            }
+            Subject::Registration(name) => {
+                let after = match &event.after {
+                    Some(entry) => {
+                        let registration = Arc::new(codec::decode_registration(&name, entry)?);
+                        self.registered.insert_mut(name.clone(), Arc::clone(&registration));
+                        Some(registration)
+                    }
+                    None => {
+                        self.registered.remove_mut(&name);
+                        None
+                    }
+                };
+                changes.registrations.push((name, after));
+            }
+            Subject::Head => {
+                if let Some(entry) = &event.after {
+                    self.head = (codec::decode_number(entry)?, entry.mod_revision);
+                    changes.number = Some(self.head.0);
+                }
+            }
+            Subject::Other => {}
+        }
+        Ok(())
+    }
+
+    /// The store's revision that this is as of.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Number of the newest user-visible revision; 0 before the first.
+    pub fn number(&self) -> u64 {
+        self.head.0
+    }
+
+    /// Where [`View::number`] was written.
+    pub(super) fn head_revision(&self) -> Revision {
+        self.head.1
+    }
+
+    /// An object by name.
+    pub fn object(&self, kind: ObjectKind, name: &Name) -> Option<&AnyObject> {
+        self.objects.get(&(kind, name.clone()))
+    }
+
+    /// An object of a known kind by name.
+    pub fn get<K: Kind>(&self, name: &Name) -> Option<&Arc<Object<K>>> {
+        self.object(K::KIND, name)?.as_kind()
+    }
+
+    /// All objects, by kind and name.
+    pub fn objects(&self) -> impl Iterator<Item = &AnyObject> {
+        self.objects.values()
+    }
+
+    /// All objects of a known kind, by namespace and name.
+    pub fn list<K: Kind>(&self) -> impl Iterator<Item = &Arc<Object<K>>> {
+        self.list_any(K::KIND, None, None).filter_map(AnyObject::as_kind)
+    }
+
+    /// All objects of a kind (in a namespace), by namespace and name, after a name.
+    pub fn list_any<'a>(
+        &'a self,
+        kind: ObjectKind,
+        namespace: Option<&'a str>,
+        after: Option<&Name>,
+    ) -> impl Iterator<Item = &'a AnyObject> {
+        let start = match after {
+            Some(after) => Bound::Excluded((kind, after.clone())),
+            None => Bound::Included((kind, Name::new(namespace.unwrap_or_default(), ""))),
+        };
+        self.objects
+            .range((start, Bound::Unbounded))
+            .take_while(move |((of, name), _)| {
+                *of == kind && namespace.is_none_or(|namespace| *name.namespace == *namespace)
+            })
+            .map(|(_, object)| object)
+    }
+
+    /// How many objects and registrations there are.
+    pub fn len(&self) -> usize {
+        self.objects.size() + self.registered.size()
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A registration by name.
+    pub fn registration(&self, name: &Name) -> Option<&Arc<Registration>> {
+        self.registered.get(name)
+    }
+
+    /// All registrations (in a namespace), by namespace and name, after a name.
+    pub fn registrations<'a>(
+        &'a self,
+        namespace: Option<&'a str>,
+        after: Option<&Name>,
+    ) -> impl Iterator<Item = &'a Arc<Registration>> {
+        let start = match after {
+            Some(after) => Bound::Excluded(after.clone()),
+            None => Bound::Included(Name::new(namespace.unwrap_or_default(), "")),
+        };
+        self.registered
+            .range((start, Bound::Unbounded))
+            .take_while(move |(name, _)| namespace.is_none_or(|namespace| *name.namespace == *namespace))
+            .map(|(_, registration)| registration)
+    }
+
+    /// With an object put in or taken out: what a transaction would make.
+    pub(super) fn with(&mut self, kind: ObjectKind, name: Name, object: Option<AnyObject>) {
+        match object {
+            Some(object) => self.objects.insert_mut((kind, name), object),
+            None => {
+                self.objects.remove_mut(&(kind, name));
+            }
+        }
+    }
+}

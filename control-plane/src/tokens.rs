@@ -1,0 +1,15 @@
+//! Tokens: who may use the API ([`ApiTokens`]), and which workload may have its first SVID
+//! ([`JoinTokens`]). Of a secret only the SHA-256 is stored; it is shown once, when it is made.
+
+mod api;
+mod context;
+mod join;
+mod secret;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    api::{ApiToken, ApiTokens, BootstrapError, Role, TokenError},
+    context::{ContextError, write_context},
+    join::{JoinToken, JoinTokens, NewJoinToken, RedeemError, Redeemed},
+};
