@@ -4,6 +4,7 @@
 //! [`path`], [`route`], the parts of [`cluster`]); what became of it is one [`outcome`], from which
 //! [`telemetry`] makes log line, metrics and span.
 
+mod admin;
 pub mod authorize;
 pub mod cluster;
 pub mod config;
@@ -11,8 +12,10 @@ mod control_plane;
 pub mod discovery;
 pub mod headers;
 pub mod identity;
+pub mod lifecycle;
 pub mod outcome;
 pub mod path;
+mod registration;
 pub mod route;
 pub mod snapshot;
 pub mod state;

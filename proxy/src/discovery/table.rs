@@ -4,6 +4,8 @@
 mod dump;
 mod kind;
 mod saved;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
