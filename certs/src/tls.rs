@@ -3,12 +3,14 @@
 //! # Session resumption is off
 //!
 //! A resumed session does not show certificates again: the peer's identity would be the one of the
-//! first handshake, whatever has since become of the trust bundle, of the expiry of either leaf, or of
-//! the identity that is expected there. So a ticket would have to be bound to all of these (peer
-//! identity, bundle epoch, both expiries) and refused when any has changed. It is not worth it:
-//! `examples/handshakes.rs` measures full against resumed handshakes, and what is saved is a fraction
-//! of a millisecond per connection, while connections between proxies are pooled and long-lived. Off,
-//! every handshake proves everything, always.
+//! first handshake, whatever has since become of the trust bundle, of either leaf's validity, or of the
+//! identity that is expected there. A ticket would have to be bound to all of these (peer identity,
+//! bundle epoch, both expiries) and refused when any has changed, or a way around the verification is
+//! open. That is a lot of state to get right for what it saves: `examples/handshakes.rs` measured
+//! 0.58 ms of processor time for a full mutual handshake, both ends together, and 0.19 ms for a resumed
+//! one (x86-64, aws-lc-rs, X25519MLKEM768, P-256 certificates, one intermediate). Connections between
+//! proxies are pooled and long-lived, so 0.2 ms for each side now and then is nothing beside a second,
+//! weaker way to be let in. Off, every handshake proves everything.
 //!
 //! Early data is off for the same reason, and because it can be replayed. TLS 1.3 has no renegotiation.
 //!

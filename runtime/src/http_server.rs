@@ -45,25 +45,31 @@ where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Reply> + Send + 'static,
 {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let (connections, watch) = drain::channel();
-    let mut accepting = pin!(async {
-        loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-            let (stream, _) = accept(&listener).await;
-            let connection = serve_connection(stream, handler.clone(), watch.clone());
-            watch.spawn(async move {
-                connection.await;
-                drop(permit);
-            });
-        }
-    });
     let _guard = drain.guard();
+    let (connections, watch) = drain::channel();
     tokio::select! {
-        () = &mut accepting => {}
+        // Dropped with the listening socket when the other is first.
+        () = accept_all(listener, handler, watch) => {}
         () = drain.drained() => {}
     }
-    connections.drain_within(CLOSE_TIMEOUT).await;
+    connections.drain_within(CLOSE_TIMEOUT * 2).await;
+}
+
+async fn accept_all<H, F>(listener: TcpListener, handler: H, connections: drain::Watch)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Reply> + Send + 'static,
+{
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Ends only with the semaphore, which nobody closes.
+    while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
+        let (stream, _) = accept(&listener).await;
+        let connection = serve_connection(stream, handler.clone(), connections.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(permit);
+        });
+    }
 }
 
 async fn serve_connection<H, F>(stream: TcpStream, handler: H, drain: drain::Watch)
@@ -127,3 +133,6 @@ pub async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, Reply> {
         Err(_) => Err(reply(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n")),
     }
 }
+
+#[cfg(test)]
+mod tests;

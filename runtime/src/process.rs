@@ -102,39 +102,3 @@ fn open_fds() -> Option<u64> {
     // One of them is the directory being read.
     Some((fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1))
 }
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-
-    use prometheus::TextEncoder;
-
-    use super::*;
-
-    fn value(registry: &Registry, name: &str) -> f64 {
-        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-        let line = text.lines().find(|l| l.split(' ').next() == Some(name)).unwrap_or_else(|| panic!("{text}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
-    }
-
-    #[test]
-    fn tells_the_truth_about_this_process() {
-        let registry = Registry::new();
-        register(&registry).unwrap();
-        let fds = value(&registry, "process_open_fds");
-        let files: Vec<_> = (0..200).map(|_| File::open("/dev/null").unwrap()).collect();
-        assert!(value(&registry, "process_open_fds") >= fds + 150.0, "other tests may close a few");
-        drop(files);
-        assert!(value(&registry, "process_max_fds") >= fds);
-        let resident = value(&registry, "process_resident_memory_bytes");
-        assert!((1e5..1e11).contains(&resident), "{resident}");
-        assert!(value(&registry, "process_virtual_memory_bytes") >= resident);
-        assert!(value(&registry, "process_threads") >= 1.0);
-        assert!(value(&registry, "process_start_time_seconds") > 1.7e9);
-        let before = value(&registry, "process_cpu_seconds_total");
-        let mut n = 0u64;
-        while value(&registry, "process_cpu_seconds_total") - before < 0.01 {
-            n = std::hint::black_box(n + 1);
-        }
-    }
-}
