@@ -141,7 +141,7 @@ impl Admin {
             "addresses": self.addresses,
             "identity": identity,
             "controlPlane": {
-                "address": self.config.join.as_ref().map(|join| &join.control_plane),
+                "address": self.config.join.control_plane,
                 "connected": status.connected,
                 "streams": status.streams,
                 "responses": status.responses,

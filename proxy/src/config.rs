@@ -22,7 +22,7 @@ pub struct Config {
     /// Instance name, unique in the namespace.
     pub workload: Option<String>,
     /// How to reach the control plane and to be known to it.
-    pub join: Option<Join>,
+    pub join: Join,
     /// Where key, certificate and last good resources are kept; `None`: in memory only.
     pub state_dir: Option<PathBuf>,
     /// mTLS from peer proxies.
@@ -78,7 +78,7 @@ pub struct Join {
     pub identity: SpiffeId,
     /// Roots under which the control plane must prove its reserved identity, until it names others.
     pub trust_anchors: TrustBundle,
-    /// Proves the identity once; `None`: only a stored SVID can.
+    /// Proves the identity once; `None`: only a stored certificate can.
     pub token: Option<Secret>,
 }
 

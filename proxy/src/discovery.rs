@@ -247,7 +247,7 @@ impl Discovery {
     }
 
     /// The name to subscribe to.
-    fn complete(&self, name: &DialName) -> String {
+    pub(crate) fn complete(&self, name: &DialName) -> String {
         if name.host.contains(['.', ':']) {
             name.to_string()
         } else {

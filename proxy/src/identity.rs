@@ -20,7 +20,7 @@ use heddle_certs::{
 use tokio::sync::watch;
 
 pub(crate) use self::{
-    issue::{Attestation, Issue, IssueError, Issued, Issuer},
+    issue::{Attestation, Issue, IssueError, Issuer},
     renewal::{Renewal, Report},
     stored::Stored,
 };
@@ -145,16 +145,18 @@ impl Identity {
     /// Roots under which the control plane must prove itself: those that it named itself since this
     /// process began; before that the ones kept on disk and those of the join file, either of which
     /// may be the newer.
-    pub(crate) fn control_plane_roots(&self, anchors: Option<&TrustBundle>) -> Option<TrustBundle> {
+    pub(crate) fn control_plane_roots(&self, anchors: &TrustBundle) -> TrustBundle {
         let parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&parts.bundle, anchors) {
-            (Some(bundle), Some(anchors)) if !parts.confirmed && bundle.trust_domain() == anchors.trust_domain() => {
+        match &parts.bundle {
+            Some(bundle) if !parts.confirmed => {
                 let mut roots = bundle.roots().to_vec();
                 roots.extend(anchors.roots().iter().filter(|root| !bundle.roots().contains(root)).cloned());
-                TrustBundle::new(bundle.trust_domain().clone(), bundle.epoch(), roots).ok()
+                // Roots of both were good before.
+                TrustBundle::new(bundle.trust_domain().clone(), bundle.epoch(), roots)
+                    .unwrap_or_else(|_| bundle.clone())
             }
-            (Some(bundle), _) => Some(bundle.clone()),
-            (None, anchors) => anchors.cloned(),
+            Some(bundle) => bundle.clone(),
+            None => anchors.clone(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! [`telemetry`] makes log line, metrics and span.
 
 mod admin;
+pub mod app;
 pub mod authorize;
 pub mod cluster;
 pub mod config;

@@ -39,8 +39,6 @@ pub(crate) struct Registration {
     pub channel: watch::Receiver<Option<Channel>>,
     /// Asks to leave.
     pub leave: mpsc::Receiver<Leave>,
-    /// Whether the application accepts connections, for others to see.
-    pub app: watch::Sender<App>,
 }
 
 /// Who registers.
@@ -56,15 +54,6 @@ pub(crate) struct Workload {
     pub labels: std::collections::BTreeMap<String, String>,
     /// Availability zone.
     pub zone: String,
-}
-
-/// What is known of the application.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct App {
-    /// Whether it listens anywhere that the proxy knows of.
-    pub served: bool,
-    /// Whether all of that accepts connections.
-    pub ready: bool,
 }
 
 /// Asks to deregister.
@@ -92,7 +81,6 @@ impl Registration {
             let channel = self.channel.borrow_and_update().clone();
             let (instances, apps) = served(&self.discovery.snapshot());
             let ready = accepts(&apps).await;
-            self.app.send_replace(App { served: !apps.is_empty(), ready });
             if told.as_ref().is_some_and(|told| *told != (instances.clone(), ready)) {
                 told = None;
                 next = Instant::now();
@@ -195,7 +183,7 @@ fn backoff() -> Jittered {
 
 /// What this workload serves, as far as the control plane has told of it, and where the application
 /// listens.
-fn served(snapshot: &Snapshot) -> (Instances, Vec<SocketAddr>) {
+pub(crate) fn served(snapshot: &Snapshot) -> (Instances, Vec<SocketAddr>) {
     let mut instances = Vec::new();
     let mut apps = Vec::new();
     for (name, policy) in &snapshot.inbound {

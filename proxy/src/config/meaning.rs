@@ -23,15 +23,17 @@ use crate::snapshot::ServiceName;
 /// Everything that the tree says; `None` if a fault leaves something undecided.
 pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let mut top = Section::new(String::new(), tree, faults);
-    let join_given = top.parse_with("join", |file| Ok(file.to_owned()));
     let state_dir = top.parse_with("stateDir", |dir| {
         if dir.is_empty() { Err("write the path of a folder".to_owned()) } else { Ok(dir.into()) }
     });
-    let join_faulty = join_given.is_some();
-    let join = join_given.and_then(|file| join(Path::new(&file), faults));
-    if !join_faulty && state_dir.is_none() {
-        top.fault("join", "is missing: write the join file that `heddle token create` made (without it only a stateDir with a certificate can do)");
-    }
+    let join = top.require("join", |file| {
+        if file.is_empty() {
+            Err("write the path of a join file; `heddle token create` makes one".to_owned())
+        } else {
+            Ok(file.to_owned())
+        }
+    });
+    let join = join.and_then(|file| self::join(Path::new(&file), faults));
     let own_namespace = join.as_ref().and_then(|join| join.identity.as_workload().map(|(ns, _)| ns.to_owned()));
     let services =
         top.sections("services").into_iter().filter_map(|at| service(at, own_namespace.as_deref())).collect();
@@ -58,7 +60,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let config = Config {
         services,
         workload,
-        join,
+        join: join?,
         state_dir,
         inbound,
         outbound,

@@ -108,7 +108,7 @@ impl LastUsed {
 
 /// More destinations than allowed.
 #[derive(Debug)]
-pub(super) struct Full;
+pub(crate) struct Full;
 
 impl Table {
     /// `keep_sent` keeps what [`Table::saved`] needs.
@@ -144,7 +144,7 @@ impl Table {
     // === subscriptions ===
 
     /// Subscribes to a destination, if it is not already.
-    pub(super) fn dial(&mut self, name: &str, pinned: bool, now: Instant) -> Result<(), Full> {
+    pub(crate) fn dial(&mut self, name: &str, pinned: bool, now: Instant) -> Result<(), Full> {
         if !self.dialled.contains_key(name) {
             if self.dialled.len() >= self.own.max_destinations && !pinned {
                 self.make_room()?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use heddle_api::proto::identity::{
     IssueSvidRequest, Renewal, identity_client::IdentityClient, issue_svid_request::Attestation as Proof,
 };
-use heddle_certs::{CertificateDer, SpiffeId, Svid, TrustBundle, TrustDomain, csr};
+use heddle_certs::{CertificateDer, Svid, TrustBundle, TrustDomain, csr};
 
 use super::Identity;
 use crate::{
@@ -58,10 +58,8 @@ pub(crate) struct Issuer {
     pub control_plane: ControlPlane,
     /// Who asks.
     pub identity: Identity,
-    /// First roots.
-    pub join: Option<Join>,
-    /// Who the certificate must be for.
-    pub expected: SpiffeId,
+    /// First roots, and who the certificate must be for.
+    pub join: Join,
 }
 
 impl Issue for Issuer {
@@ -75,9 +73,8 @@ impl Issue for Issuer {
 impl Issuer {
     async fn issue_unbounded(&self, attestation: Attestation) -> Result<Issued, IssueError> {
         let failed = |error: &dyn std::error::Error| IssueError::Failed(causes(error));
-        let anchors = self.join.as_ref().map(|join| &join.trust_anchors);
-        let roots = self.identity.control_plane_roots(anchors);
-        let roots = roots.ok_or_else(|| IssueError::Failed("no root to know the control plane by".to_owned()))?;
+        let roots = self.identity.control_plane_roots(&self.join.trust_anchors);
+        let expected = &self.join.identity;
         let held = match &attestation {
             Attestation::Token(_) => None,
             Attestation::Held(svid) => Some(svid),
@@ -93,12 +90,12 @@ impl Issuer {
         let answer = answer.into_inner();
         let chain = answer.certificate_chain.into_iter().map(CertificateDer::from).collect();
         let svid = Svid::from_der(chain, key).map_err(|error| failed(&error))?;
-        if *svid.id() != self.expected {
-            return Err(IssueError::Refused(format!("it issued {} instead of {}", svid.id(), self.expected)));
+        if svid.id() != expected {
+            return Err(IssueError::Refused(format!("it issued {} instead of {expected}", svid.id())));
         }
         let sent = answer.trust_bundle.ok_or_else(|| IssueError::Failed("it named no roots".to_owned()))?;
         let trust_domain = TrustDomain::new(&sent.trust_domain).map_err(|error| failed(&error))?;
-        if trust_domain != *self.expected.trust_domain() {
+        if trust_domain != *expected.trust_domain() {
             return Err(IssueError::Failed(format!("it named roots of {trust_domain}")));
         }
         let roots = sent.roots.into_iter().map(CertificateDer::from).collect();

@@ -21,10 +21,9 @@ pub(crate) struct Stored {
 impl Stored {
     /// Reads what is there and can be used; says in the log why something cannot. `expected` is the
     /// identity that the settings name: a state directory that was another's is of no use.
-    pub(crate) fn load(state: &StateDir, expected: Option<&SpiffeId>) -> Self {
+    pub(crate) fn load(state: &StateDir, expected: &SpiffeId) -> Self {
         let svid = usable(SVID, load_svid(state, expected));
-        let trust_domain = expected.or(svid.as_ref().map(Svid::id)).map(|id| id.trust_domain().clone());
-        let bundle = trust_domain.and_then(|td| usable(BUNDLE, load_bundle(state, td)));
+        let bundle = usable(BUNDLE, load_bundle(state, expected.trust_domain().clone()));
         Self { svid, bundle }
     }
 
@@ -53,14 +52,14 @@ fn text(state: &StateDir, name: &str) -> Result<Option<String>, String> {
     bytes.map(|bytes| String::from_utf8(bytes).map_err(|_| "it is no text".to_owned())).transpose()
 }
 
-fn load_svid(state: &StateDir, expected: Option<&SpiffeId>) -> Result<Option<Svid>, String> {
+fn load_svid(state: &StateDir, expected: &SpiffeId) -> Result<Option<Svid>, String> {
     let Some(text) = text(state, SVID)? else { return Ok(None) };
     let (chain, key) = text.split_at(text.find(KEY_BEGINS).ok_or("it holds no key")?);
     let svid = Svid::from_pem(chain.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
-    match expected {
-        Some(expected) if svid.id() != expected => Err(format!("it is of {}, not of {expected}", svid.id())),
-        _ => Ok(Some(svid)),
+    if svid.id() != expected {
+        return Err(format!("it is of {}, not of {expected}", svid.id()));
     }
+    Ok(Some(svid))
 }
 
 fn load_bundle(state: &StateDir, trust_domain: TrustDomain) -> Result<Option<TrustBundle>, String> {

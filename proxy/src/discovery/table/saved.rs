@@ -40,7 +40,7 @@ impl Table {
 
     /// Takes what [`Table::saved`] made. What cannot be used is left out; an error says that nothing
     /// can be read from some point on.
-    pub(in crate::discovery) fn restore(&mut self, bytes: &[u8], now: Instant) -> Result<(), String> {
+    pub(crate) fn restore(&mut self, bytes: &[u8], now: Instant) -> Result<(), String> {
         let mut rest = bytes.strip_prefix(MAGIC).ok_or("it is no file of resources of this version")?;
         while !rest.is_empty() {
             let response =

@@ -1,0 +1,137 @@
+//! Listeners: bound before anything else is begun, so that a fault in the settings is the first thing
+//! that one hears of; and where they turned out to be.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+};
+
+use serde::Serialize;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::StartError;
+use crate::{
+    config::{Config, Upstream},
+    state::StateDir,
+};
+
+/// Connections that the kernel keeps for us until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// Where a proxy listens.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Addresses {
+    /// mTLS from peers.
+    pub inbound: SocketAddr,
+    /// Captured connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captured: Option<SocketAddr>,
+    /// HTTP proxy port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_proxy: Option<SocketAddr>,
+    /// Upstream ports, by the name that was typed.
+    pub upstreams: BTreeMap<String, SocketAddr>,
+    /// Admin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<SocketAddr>,
+    /// Health and metrics.
+    pub health: SocketAddr,
+}
+
+/// What a listener of traffic is for.
+#[derive(Clone, Debug)]
+pub(super) enum Role {
+    Inbound,
+    Captured,
+    HttpProxy,
+    Upstream(Upstream),
+}
+
+/// All sockets, not accepting yet.
+pub(super) struct Listeners {
+    pub traffic: Vec<(Role, TcpListener)>,
+    pub admin: Option<TcpListener>,
+    pub health: TcpListener,
+}
+
+impl Listeners {
+    pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
+        let mut traffic = vec![(Role::Inbound, bind("inbound.listen", config.inbound.listen)?)];
+        if let Some(address) = config.outbound.captured {
+            traffic.push((Role::Captured, bind("outbound.captured", address)?));
+        }
+        if let Some(address) = config.outbound.http_proxy {
+            traffic.push((Role::HttpProxy, bind("outbound.httpProxy", address)?));
+        }
+        for (index, upstream) in config.outbound.upstreams.iter().enumerate() {
+            let setting = format!("outbound.upstreams[{index}].listen ({})", upstream.typed);
+            traffic.push((Role::Upstream(upstream.clone()), bind(&setting, upstream.listen)?));
+        }
+        let admin = config.admin.map(|address| bind("admin", address)).transpose()?;
+        Ok(Self { traffic, admin, health: bind("health", config.health)? })
+    }
+
+    pub(super) fn addresses(&self) -> io::Result<Addresses> {
+        let mut addresses = Addresses {
+            inbound: self.health.local_addr()?,
+            captured: None,
+            http_proxy: None,
+            upstreams: BTreeMap::new(),
+            admin: self.admin.as_ref().map(TcpListener::local_addr).transpose()?,
+            health: self.health.local_addr()?,
+        };
+        for (role, listener) in &self.traffic {
+            let at = listener.local_addr()?;
+            match role {
+                Role::Inbound => addresses.inbound = at,
+                Role::Captured => addresses.captured = Some(at),
+                Role::HttpProxy => addresses.http_proxy = Some(at),
+                Role::Upstream(upstream) => _ = addresses.upstreams.insert(upstream.typed.clone(), at),
+            }
+        }
+        Ok(addresses)
+    }
+}
+
+/// One socket for one address. Not SO_REUSEPORT: two sidecars must not share a mistyped port in
+/// silence.
+fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for connections of the last process to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(TcpListener::from(socket))
+    };
+    bound().map_err(|source| StartError::Bind { setting: setting.to_owned(), address, source })
+}
+
+/// Tells the addresses in the state directory, for those who start a proxy on any free port.
+pub(super) fn write(addresses: &Addresses, state: Option<&StateDir>) {
+    let Some(state) = state else { return };
+    let written = serde_json::to_vec_pretty(addresses)
+        .map_err(|error| error.to_string())
+        .and_then(|json| state.write("addresses.json", &json).map_err(|error| crate::control_plane::causes(&error)));
+    if let Err(error) = written {
+        tracing::warn!(error, "the addresses are not told in the state directory");
+    }
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "inbound {}", self.inbound)?;
+        for (name, address) in [("captured", self.captured), ("http-proxy", self.http_proxy), ("admin", self.admin)] {
+            if let Some(address) = address {
+                write!(f, ", {name} {address}")?;
+            }
+        }
+        for (name, address) in &self.upstreams {
+            write!(f, ", {name} {address}")?;
+        }
+        write!(f, ", health {}", self.health)
+    }
+}
