@@ -2,6 +2,8 @@
 //!
 //! Each test has a mesh of its own and they run one after another, so that the load is the only one.
 
+mod scale;
+
 use std::time::Duration;
 
 use heddle_tests::{
