@@ -243,7 +243,7 @@ async fn beside(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) ->
             status = child.wait() => return ended(status),
             signal = signals.next() => {
                 let first = signals::ends(signal) && !std::mem::replace(&mut stopping, true);
-                if first && !signals::from_terminal(signal) {
+                if first && args.service.is_some() && !signals::from_terminal(signal) {
                     tokio::select! {
                         status = child.wait() => return ended(status),
                         other = withdraw(sidecar, signals) => {

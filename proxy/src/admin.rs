@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     discovery::{Discovery, Status},
     identity::{Identity, Report},
+    lifecycle::{Lifecycle, ShutDown, Stage},
 };
 
 /// Longest filter for the log.
@@ -24,7 +25,8 @@ const MAX_FILTER: usize = 4096;
 const INDEX: &str = "GET  /config_dump   what this proxy believes\n\
                      GET  /log-level     filter of the log\n\
                      PUT  /log-level     another filter, such as info,heddle_proxy=debug\n\
-                     POST /drain         shut down, as SIGTERM does\n";
+                     POST /drain         shut down, as SIGTERM does\n\
+                     POST /drain/inbound stop being called, and answer when that is so; SIGTERM does the rest\n";
 
 /// What the listener tells of and acts on.
 pub(crate) struct Admin {
@@ -45,7 +47,9 @@ pub(crate) struct Admin {
     /// Filter of the log; `None` where the process is not ours, as in tests.
     pub log: Option<LogHandle>,
     /// Raised by `POST /drain`.
-    pub drain: watch::Sender<bool>,
+    pub drain: watch::Sender<ShutDown>,
+    /// How far that has come.
+    pub life: Lifecycle,
 }
 
 /// Answers one request.
@@ -69,10 +73,18 @@ pub(crate) async fn answer(admin: Arc<Admin>, request: Request<Incoming>) -> Rep
             Err(refusal) => refusal,
         },
         (&Method::POST, "/drain") => {
-            admin.drain.send_replace(true);
+            admin.drain.send_replace(ShutDown::All);
             reply(StatusCode::ACCEPTED, "draining\n")
         }
-        (_, "/" | "/config_dump" | "/log-level" | "/drain") => reply(StatusCode::METHOD_NOT_ALLOWED, INDEX),
+        (&Method::POST, "/drain/inbound") => {
+            // More than that may have been asked for already.
+            admin.drain.send_modify(|asked| *asked = ShutDown::Inbound.max(*asked));
+            admin.life.reached(Stage::Refusing).await;
+            reply(StatusCode::OK, "no longer called\n")
+        }
+        (_, "/" | "/config_dump" | "/log-level" | "/drain" | "/drain/inbound") => {
+            reply(StatusCode::METHOD_NOT_ALLOWED, INDEX)
+        }
         _ => reply(StatusCode::NOT_FOUND, INDEX),
     }
 }

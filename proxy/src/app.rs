@@ -30,7 +30,7 @@ use crate::{
     control_plane::causes,
     discovery::Discovery,
     identity::{Identity, Stored},
-    lifecycle::{self, Lifecycle},
+    lifecycle::{self, Lifecycle, ShutDown},
     state::{StateDir, StateError},
     telemetry::Telemetry,
 };
@@ -73,7 +73,7 @@ pub struct Running {
     pub identity: Identity,
     /// What it observes.
     pub telemetry: Telemetry,
-    drain: watch::Sender<bool>,
+    drain: watch::Sender<ShutDown>,
     finished: watch::Receiver<bool>,
 }
 
@@ -154,7 +154,7 @@ pub fn start(config: Config, log: Option<LogHandle>) -> Result<Running, StartErr
         Telemetry::new(workload::resource(&config, &namespace, &workload), &workload::tracing(&config))
             .map_err(StartError::Telemetry)?
     };
-    let drain = watch::Sender::new(false);
+    let drain = watch::Sender::new(ShutDown::No);
     let (finished, has_finished) = watch::channel(false);
     let Listeners { traffic, admin, health } = listeners;
     let shared = Shared {
@@ -196,7 +196,7 @@ fn start_workers(
 impl Running {
     /// Begins to shut down, as SIGTERM does.
     pub fn drain(&self) {
-        self.drain.send_replace(true);
+        self.drain.send_replace(ShutDown::All);
     }
 
     /// Waits until it has shut down.

@@ -20,6 +20,19 @@ pub enum Stage {
     Closing,
 }
 
+/// How much of the proxy is asked to shut down; more may be asked later, never less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ShutDown {
+    /// Nothing.
+    #[default]
+    No,
+    /// Inbound. Outbound waits to be asked, since whoever asks knows better than this proxy when the
+    /// application is gone.
+    Inbound,
+    /// Everything.
+    All,
+}
+
 /// Tells the stage, and when the next one comes; cheap to clone, shared by all threads. What is
 /// tracked with [`Lifecycle::connections`] is waited for.
 #[derive(Clone, Debug)]

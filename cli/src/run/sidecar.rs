@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long peers have to stop calling before the command is told to end.
-const WITHDRAW: Duration = Duration::from_secs(6);
+const WITHDRAW: Duration = Duration::from_secs(8);
 
 /// How long a sidecar without a command may take to end.
 const DRAIN: Duration = Duration::from_secs(35);
@@ -164,7 +164,7 @@ impl Sidecar {
     pub(super) async fn withdraw(&self) {
         if let Some(admin) = self.addresses.admin {
             // One that does not answer will be told by a signal in the end.
-            let _ = self.http.post(format!("http://{admin}/drain")).send().await;
+            let _ = self.http.post(format!("http://{admin}/drain/inbound")).send().await;
         }
     }
 

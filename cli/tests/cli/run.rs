@@ -80,7 +80,7 @@ impl Bench {
             move |asked| match asked.line.as_str() {
                 "GET /ready" if ready.load(Ordering::SeqCst) => (200, "ready\n".to_owned()),
                 "GET /ready" => (503, "not ready; waiting for: certificate\n".to_owned()),
-                "POST /drain" => {
+                "POST /drain/inbound" => {
                     append(&events, "drained");
                     (200, String::new())
                 }

@@ -35,7 +35,7 @@ use crate::{
     control_plane::{ControlPlane, causes},
     discovery::{AcceptBundle, Client, Discovery, Feed, Own, Status, Table},
     identity::{Identity, Issuer, Renewal, Report, Stored},
-    lifecycle::{Lifecycle, Stages},
+    lifecycle::{Lifecycle, ShutDown, Stages},
     registration::{self, Registration},
     state::StateDir,
     telemetry::Telemetry,
@@ -61,7 +61,7 @@ pub(super) struct Shared {
     pub telemetry: Telemetry,
     pub addresses: Addresses,
     pub log: Option<LogHandle>,
-    pub drain: watch::Sender<bool>,
+    pub drain: watch::Sender<ShutDown>,
 }
 
 pub(super) struct Control {
@@ -135,6 +135,7 @@ impl Control {
                 addresses: serde_json::to_value(&shared.addresses).unwrap_or_default(),
                 log: shared.log.clone(),
                 drain: shared.drain.clone(),
+                life: life.clone(),
             });
             serve("admin", listener, &health, &servers, move |request| admin::answer(Arc::clone(&admin), request));
         }
@@ -147,11 +148,11 @@ impl Control {
         };
         serve("health", health_listener, &health, &servers, answer);
 
-        let mut drain = shared.drain.subscribe();
+        let mut asked = shared.drain.subscribe();
         // The other end lives in `shared`.
-        let _ = drain.wait_for(|drain| *drain).await;
+        let _ = asked.wait_for(|asked| *asked > ShutDown::No).await;
         let (_, apps) = registration::served(&shared.discovery.snapshot());
-        Draining { settings: shared.config.drain, stages, leave, apps }.run().await;
+        Draining { settings: shared.config.drain, asked, stages, leave, apps }.run().await;
         shared.telemetry.flush().await;
         last.drain_within(http_server::CLOSE_TIMEOUT).await;
     }

@@ -5,13 +5,13 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     config,
-    lifecycle::{Stage, Stages},
+    lifecycle::{ShutDown, Stage, Stages},
     registration::Leave,
 };
 
@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct Draining {
     pub settings: config::Drain,
+    /// How much of it is wanted.
+    pub asked: watch::Receiver<ShutDown>,
     pub stages: Stages,
     pub leave: mpsc::Sender<Leave>,
     /// Where the application listens.
@@ -27,7 +29,7 @@ pub(super) struct Draining {
 }
 
 impl Draining {
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let deadline = Instant::now() + self.settings.deadline;
         self.stages.advance(Stage::Leaving);
         let wait = self.settings.deregister_wait.min(self.settings.deadline / 2);
@@ -39,6 +41,7 @@ impl Draining {
             connections = self.stages.connections(),
             "refusing: only the application's own calls go on"
         );
+        let _ = timeout_at(deadline, self.asked.wait_for(|asked| *asked == ShutDown::All)).await;
         let _ = timeout_at(deadline, self.application_gone()).await;
         self.stages.advance(Stage::Closing);
         if timeout_at(deadline, self.stages.finished()).await.is_err() {
@@ -73,5 +76,32 @@ impl Draining {
             }
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle;
+
+    #[tokio::test(start_paused = true)]
+    async fn outbound_serves_on_until_it_is_asked_too() {
+        let (stages, life) = lifecycle::channel();
+        let (leave, mut leaving) = mpsc::channel::<Leave>(1);
+        tokio::spawn(async move {
+            if let Some(leave) = leaving.recv().await {
+                let _ = leave.reply.send(true);
+            }
+        });
+        let drain = watch::Sender::new(ShutDown::Inbound);
+        let settings = config::Drain { deadline: Duration::from_secs(30), deregister_wait: Duration::from_secs(5) };
+        let draining = Draining { settings, asked: drain.subscribe(), stages, leave, apps: Vec::new() };
+        let ended = tokio::spawn(draining.run());
+        life.reached(Stage::Refusing).await;
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(life.stage(), Stage::Refusing);
+        drain.send_replace(ShutDown::All);
+        life.reached(Stage::Closing).await;
+        ended.await.expect("no panic");
     }
 }
