@@ -4,6 +4,8 @@
 mod issue;
 mod renewal;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -175,6 +177,8 @@ impl Identity {
         }
         parts.epoch += 1;
         let credentials = match (&parts.svid, &parts.bundle) {
+            // Kept for its renewal alone, if that.
+            (Some(svid), _) if !is_valid(svid, &*self.shared.clock) => None,
             (Some(svid), Some(bundle)) => {
                 Some(Arc::new(Credentials::new(svid.clone(), bundle.clone(), parts.epoch, &self.shared.clock)?))
             }
@@ -196,9 +200,7 @@ impl Credentials {
 
     /// Whether the certificate is valid now.
     pub fn is_valid(&self) -> bool {
-        let now = self.clock.now();
-        let (from, until) = (self.svid.not_before(), self.svid.not_after());
-        matches!(rotation::state(now, from, until, until), State::Valid | State::Renew)
+        is_valid(&self.svid, &*self.clock)
     }
 
     /// For one connection to a peer that must prove any of these identities, with one protocol of
@@ -229,6 +231,11 @@ impl Credentials {
         clients.insert(key, Arc::clone(&config));
         Ok(config)
     }
+}
+
+fn is_valid(svid: &Svid, clock: &dyn Clock) -> bool {
+    let state = rotation::state(clock.now(), svid.not_before(), svid.not_after(), svid.not_after());
+    matches!(state, State::Valid | State::Renew)
 }
 
 impl fmt::Debug for Credentials {

@@ -17,6 +17,8 @@ use crate::{config::Secret, state::StateDir};
 
 /// The clock is looked at again after at most this: it may be stepped while we sleep.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// Between two certificates, at least.
+const LEAST_PAUSE: Duration = Duration::from_millis(200);
 /// Between tries, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Between tries without any certificate, at most: nothing works until one succeeds.
@@ -69,6 +71,8 @@ impl<I: Issue> Renewal<I> {
     /// Sleeps until the certificate is to be renewed.
     async fn until_due(&self, svid: &Svid) {
         let due = rotation::renew_at(svid.not_before(), svid.not_after(), rand::random());
+        // One that is due as soon as it is got, by a clock that is wrong, must not make a busy loop.
+        sleep(LEAST_PAUSE).await;
         loop {
             let now = self.clock.now();
             if rotation::state(now, svid.not_before(), svid.not_after(), due) != State::Valid {
@@ -122,8 +126,7 @@ impl<I: Issue> Renewal<I> {
     }
 
     fn is_valid(&self, svid: &Svid) -> bool {
-        let state = rotation::state(self.clock.now(), svid.not_before(), svid.not_after(), svid.not_after());
-        matches!(state, State::Valid | State::Renew)
+        super::is_valid(svid, &*self.clock)
     }
 
     async fn take(&self, svid: Svid, bundle: heddle_certs::TrustBundle) -> Result<(), String> {
