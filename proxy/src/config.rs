@@ -13,6 +13,8 @@ pub mod error;
 pub mod file;
 mod meaning;
 mod read;
+#[cfg(test)]
+mod tests;
 
 /// Settings of one proxy.
 #[derive(Clone, Debug)]

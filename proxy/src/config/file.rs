@@ -108,9 +108,7 @@ pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
         None => Value::Object(Map::new()),
     };
     let mut typed = BTreeMap::new();
-    if tree.is_object() {
-        lay_over(flags, &mut tree, &mut typed, &mut faults);
-    }
+    lay_over(flags, &mut tree, &mut typed, &mut faults);
     let gathered = Faults::new(typed);
     let config = meaning::config(tree, &gathered);
     faults.extend(gathered.into_found());
@@ -127,7 +125,11 @@ fn read_tree(file: &std::path::Path) -> Result<Value, String> {
     let value: serde_yaml_ng::Value =
         serde_yaml_ng::from_str(&text).map_err(|error| format!("{} is no YAML or JSON: {error}", file.display()))?;
     let value = serde_json::to_value(value).map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(if value.is_null() { Value::Object(Map::new()) } else { value })
+    match value {
+        Value::Null => Ok(Value::Object(Map::new())),
+        Value::Object(_) => Ok(value),
+        _ => Err(format!("{} holds no mapping of keys to values", file.display())),
+    }
 }
 
 /// Reads a small file.

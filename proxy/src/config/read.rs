@@ -50,10 +50,7 @@ impl Section {
             Value::Object(map) => map,
             Value::Null => Map::new(),
             other => {
-                faults.add(
-                    if path.is_empty() { "settings" } else { &path },
-                    format_args!("{} is no mapping of keys to values", show(&other)),
-                );
+                faults.add(&path, format_args!("{} is no mapping of keys to values", show(&other)));
                 Map::new()
             }
         };

@@ -1,6 +1,9 @@
 //! The task that speaks delta ADS with the control plane, for as long as the process lives: connect,
 //! subscribe, take and answer; and go on with what is held while there is no connection.
 
+#[cfg(test)]
+mod tests;
+
 use std::{pin::pin, time::Duration};
 
 use heddle_api::proto::ads::{
