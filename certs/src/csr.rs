@@ -1,7 +1,7 @@
 //! Certificate signing requests (PKCS#10, RFC 2986). Of a request only the public key is ever used:
 //! the identity comes from attestation, and whatever else a request asks for is not looked at.
 
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SubjectPublicKeyInfo};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, SignatureVerificationAlgorithm};
 use webpki::aws_lc_rs::{ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519};
 
@@ -65,6 +65,12 @@ pub fn verify(der: &[u8]) -> Result<SubjectPublicKeyInfo, CsrError> {
         .verify_signature(request.key, request.signed, request.signature)
         .map_err(|_| CsrError::ProofOfPossession)?;
     SubjectPublicKeyInfo::from_der(request.key_info).map_err(|_| CsrError::KeyKind)
+}
+
+/// The public key of a request (SubjectPublicKeyInfo, DER), once its possession is proven: the same for
+/// every request that is made for one key.
+pub fn public_key(der: &[u8]) -> Result<Vec<u8>, CsrError> {
+    Ok(verify(der)?.subject_public_key_info())
 }
 
 const ALGORITHMS: [&dyn SignatureVerificationAlgorithm; 5] =

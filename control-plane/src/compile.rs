@@ -14,6 +14,7 @@ mod traffic;
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use heddle_api::{
     proto::{discovery as proto, type_url},
@@ -23,7 +24,10 @@ use heddle_certs::TrustBundle;
 use jiff::Timestamp;
 use prost::Message;
 
-use crate::mesh::{Mesh, Name};
+use crate::mesh::Mesh;
+use heddle_api::resource::Name;
+
+pub(crate) use self::endpoints::may_serve;
 
 /// A kind of discovery resource, in the order in which a stream sends them: endpoints go before the
 /// routes that lead to them.
@@ -86,22 +90,10 @@ pub struct Compiled {
 impl Compiled {
     fn new(message: &impl Message) -> Self {
         let body = message.encode_to_vec();
-        let digest = sha256(&body);
-        let version: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = digest::digest(&digest::SHA256, &body);
+        let version: String = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         Self { version: version.into(), body: body.into() }
     }
-}
-
-fn sha256(body: &[u8]) -> Vec<u8> {
-    use rustls::crypto::hash::HashAlgorithm;
-    let suites = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
-    let hash = suites
-        .iter()
-        .filter_map(rustls::SupportedCipherSuite::tls13)
-        .map(|suite| suite.common.hash_provider)
-        .find(|hash| hash.algorithm() == HashAlgorithm::SHA256)
-        .expect("TLS 1.3 has a suite with SHA-256");
-    hash.hash(body).as_ref().to_vec()
 }
 
 /// Compiles a resource; `None`: there is none of this name.

@@ -1,2 +1,30 @@
-//! Placeholder.
-fn main() {}
+//! `heddle-control-plane`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use heddle_control_plane::{
+    app::App,
+    config::{Config, written::Flags},
+};
+use heddle_runtime::{signal, telemetry};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let config = Config::new(Flags::parse().merge()?, home)?;
+    telemetry::init_logging(&config.log, config.log_format).context("setting log")?;
+    let app = App::start(config).await?;
+    tokio::select! {
+        signal = signal::shutdown() => tracing::info!(signal = %signal?, "stopping"),
+        () = app.failed() => anyhow::bail!("the store can no longer be followed; start again to go on"),
+    }
+    tokio::select! {
+        () = app.shutdown() => Ok(()),
+        _ = signal::shutdown() => anyhow::bail!("stopped at once by a second signal"),
+    }
+}

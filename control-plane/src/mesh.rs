@@ -6,7 +6,6 @@
 
 mod affected;
 mod index;
-mod name;
 mod resolve;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -18,62 +17,19 @@ use std::{
 };
 
 use heddle_api::resource::{
-    AuthorizationPolicySpec, DefaultAction, GrpcRouteSpec, HttpRouteSpec, MeshConfigSpec, Object, ServiceSpec,
-    TargetRef, TcpRouteSpec, TrafficPolicySpec, WorkloadSpec,
+    AnyObject, AuthorizationPolicySpec, DefaultAction, GrpcRouteSpec, HttpRouteSpec, MeshConfigSpec, Name, Object,
+    ObjectKind, ServiceSpec, TargetRef, TcpRouteSpec, TrafficPolicySpec, WorkloadSpec,
 };
 use heddle_certs::{SpiffeId, TrustDomain};
 
 use self::index::Multimap;
 pub use self::{
     affected::{Affected, Hosts, Scope},
-    name::Name,
     resolve::{MAX_ALIAS, parse_alias},
 };
 
 /// The namespace whose policies without a target hold for the whole mesh.
 pub const MESH_NAMESPACE: &str = "heddle";
-
-/// An object of any kind.
-#[derive(Clone, Debug)]
-pub enum AnyObject {
-    /// MeshConfig.
-    MeshConfig(Arc<Object<MeshConfigSpec>>),
-    /// Service.
-    Service(Arc<Object<ServiceSpec>>),
-    /// Workload.
-    Workload(Arc<Object<WorkloadSpec>>),
-    /// HTTPRoute.
-    HttpRoute(Arc<Object<HttpRouteSpec>>),
-    /// GRPCRoute.
-    GrpcRoute(Arc<Object<GrpcRouteSpec>>),
-    /// TCPRoute.
-    TcpRoute(Arc<Object<TcpRouteSpec>>),
-    /// TrafficPolicy.
-    TrafficPolicy(Arc<Object<TrafficPolicySpec>>),
-    /// AuthorizationPolicy.
-    AuthorizationPolicy(Arc<Object<AuthorizationPolicySpec>>),
-}
-
-/// Which kind an object is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ObjectKind {
-    /// MeshConfig.
-    MeshConfig,
-    /// Service.
-    Service,
-    /// Workload.
-    Workload,
-    /// HTTPRoute.
-    HttpRoute,
-    /// GRPCRoute.
-    GrpcRoute,
-    /// TCPRoute.
-    TcpRoute,
-    /// TrafficPolicy.
-    TrafficPolicy,
-    /// AuthorizationPolicy.
-    AuthorizationPolicy,
-}
 
 /// A workload that its own proxy registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -457,34 +413,4 @@ fn scope(policy: &Name, target: Option<&TargetRef>) -> Scope {
 fn default_settings() -> MeshConfigSpec {
     // The derived Default would leave the suffixes empty; those of an empty document are meant.
     serde_json::from_value(serde_json::json!({})).expect("every field of MeshConfig has a default")
-}
-
-impl AnyObject {
-    /// Which kind it is of.
-    pub fn kind(&self) -> ObjectKind {
-        match self {
-            Self::MeshConfig(_) => ObjectKind::MeshConfig,
-            Self::Service(_) => ObjectKind::Service,
-            Self::Workload(_) => ObjectKind::Workload,
-            Self::HttpRoute(_) => ObjectKind::HttpRoute,
-            Self::GrpcRoute(_) => ObjectKind::GrpcRoute,
-            Self::TcpRoute(_) => ObjectKind::TcpRoute,
-            Self::TrafficPolicy(_) => ObjectKind::TrafficPolicy,
-            Self::AuthorizationPolicy(_) => ObjectKind::AuthorizationPolicy,
-        }
-    }
-
-    /// Its name.
-    pub fn name(&self) -> Name {
-        Name::of(match self {
-            Self::MeshConfig(object) => &object.metadata,
-            Self::Service(object) => &object.metadata,
-            Self::Workload(object) => &object.metadata,
-            Self::HttpRoute(object) => &object.metadata,
-            Self::GrpcRoute(object) => &object.metadata,
-            Self::TcpRoute(object) => &object.metadata,
-            Self::TrafficPolicy(object) => &object.metadata,
-            Self::AuthorizationPolicy(object) => &object.metadata,
-        })
-    }
 }

@@ -8,7 +8,8 @@ use heddle_api::{
 };
 use heddle_certs::SpiffeId;
 
-use crate::mesh::{Mesh, Name, Registered};
+use crate::mesh::{Mesh, Registered};
+use heddle_api::resource::Name;
 
 pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::Endpoints> {
     let service = mesh.service(name)?;

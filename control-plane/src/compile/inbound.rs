@@ -9,7 +9,8 @@ use heddle_api::{
 use heddle_certs::TrustDomain;
 
 use super::{oldest_first, service::protocol};
-use crate::mesh::{Mesh, Name, Scope};
+use crate::mesh::{Mesh, Scope};
+use heddle_api::resource::Name;
 
 pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::InboundPolicy> {
     let service = mesh.service(name)?;

@@ -18,7 +18,8 @@ use heddle_api::{
 use jiff::Timestamp;
 
 use super::{age, filters, oldest_first, traffic};
-use crate::mesh::{Mesh, Name};
+use crate::mesh::Mesh;
+use heddle_api::resource::Name;
 
 /// What callers of a port follow, in order of precedence.
 pub(super) fn http_rules(mesh: &Mesh, service: &Name, port: u16) -> Vec<proto::HttpRule> {

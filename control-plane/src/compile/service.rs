@@ -6,7 +6,8 @@ use heddle_api::{
 };
 
 use super::{routes, traffic};
-use crate::mesh::{Mesh, Name};
+use crate::mesh::Mesh;
+use heddle_api::resource::Name;
 
 pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::Service> {
     let service = mesh.service(name)?;

@@ -11,7 +11,8 @@ use heddle_api::{
 };
 
 use super::oldest_first;
-use crate::mesh::{Mesh, Name, Scope};
+use crate::mesh::{Mesh, Scope};
+use heddle_api::resource::Name;
 
 const CONNECT_MS: u64 = 2_000;
 const IDLE_MS: u64 = 3_600_000;

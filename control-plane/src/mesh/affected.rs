@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Mesh, Name, ObjectKind, RouteName, grpc_links, http_links, scope, tcp_links, workload_services};
+use heddle_api::resource::{Name, ObjectKind};
+
+use super::{Mesh, RouteName, grpc_links, http_links, scope, tcp_links, workload_services};
 
 /// A set of services: what a policy attaches to, or what a change touches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,8 +1,8 @@
 //! From the name that an app dials to a service.
 
-use heddle_api::resource::{Object, ServiceSpec};
+use heddle_api::resource::{Name, Object, ServiceSpec};
 
-use super::{Mesh, Name};
+use super::Mesh;
 
 /// The longest alias: a DNS name, a colon, a port.
 pub const MAX_ALIAS: usize = 253 + 6;

@@ -1,0 +1,357 @@
+//! The control plane as a whole: settings -> store -> registry -> discovery -> listeners.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use heddle_certs::{Clock, SystemClock};
+use heddle_runtime::{
+    drain,
+    health::{Health, Probe},
+    http_server,
+    private_dir::{PrivateDir, PrivateDirError},
+};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+
+use crate::{
+    api::{self, ApiState, JoinInfo},
+    authority::{AuthorityFileError, Signer},
+    certificate::{Certificate, CertificateError},
+    config::Config,
+    discovery::{Discovery, Hub},
+    follow::{self, Findings},
+    identity::IdentityService,
+    listener::{self, BindError, Http, Listener},
+    mesh::Mesh,
+    metrics::Metrics,
+    registration::Registrations,
+    registry::{Registry, RegistryError},
+    store::{OpenError, RedbOptions, RedbStore},
+    tokens::{self, ApiTokens, BootstrapError, ContextError, JoinTokens},
+};
+
+const STORE: &str = "store.redb";
+const ADDRESSES: &str = "addresses.json";
+const MAX_API_CONNECTIONS: usize = 2_000;
+const MAX_MESH_CONNECTIONS: usize = 50_000;
+/// How long everything that began before a shutdown may take.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where a control plane listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// REST API.
+    pub api: SocketAddr,
+    /// Proxies.
+    pub mesh: SocketAddr,
+    /// Health and metrics.
+    pub health: SocketAddr,
+}
+
+/// Why a control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder.
+    #[error("setting dataDir")]
+    Data(#[from] PrivateDirError),
+    /// The authority.
+    #[error("the authority cannot be used")]
+    Authority(#[from] AuthorityFileError),
+    /// The own certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The store.
+    #[error("the store in the data folder cannot be opened")]
+    Store(#[from] OpenError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A listener.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Metrics.
+    #[error("metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
+    /// The first token.
+    #[error("the first admin token cannot be made")]
+    Bootstrap(#[from] BootstrapError),
+}
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct App {
+    addresses: Addresses,
+    registry: Arc<Registry>,
+    hub: Hub,
+    health: Health,
+    /// Services stop at the first signal; what answers about them, at the second.
+    stop: drain::Signal,
+    stop_health: drain::Signal,
+    /// Locked for as long as the process serves from it.
+    _data: Arc<PrivateDir>,
+}
+
+impl App {
+    /// Starts all of it. It is ready when this returns.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_at(config, SystemClock::shared()).await
+    }
+
+    /// As [`App::start`], by another clock.
+    pub async fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let metrics = Metrics::new()?;
+        let data = Arc::new(PrivateDir::open(&config.data_dir)?);
+        // Whoever waits for it must not find where an earlier run listened.
+        data.remove(ADDRESSES)?;
+        let signer = Signer::open(
+            &config.trust_domain,
+            &data,
+            config.authority_dir.as_deref(),
+            Arc::clone(&clock),
+            metrics.clone(),
+        )?;
+        let signer = Arc::new(signer);
+        let store = RedbStore::open(&config.data_dir.join(STORE), &RedbOptions::default())?;
+        let registry = Registry::open(Arc::new(store)).await?;
+        let sockets = Sockets::bind(&config).await?;
+        let addresses = sockets.addresses(&config);
+        let (stop, watch) = drain::channel();
+
+        let hub = Hub::new(Mesh::new(config.trust_domain.clone()), signer.bundle(), metrics.clone());
+        let registrations =
+            Registrations::new(Arc::clone(&registry), hub.clone(), config.lease, Arc::clone(&clock), metrics.clone());
+        let (view, changes) = registry.subscribe();
+        hub.replace(view.revision(), follow::mesh_of(&view, &config.trust_domain, &registrations));
+        let follower =
+            follow::follow(changes, hub.clone(), registrations.clone(), config.trust_domain.clone(), watch.clone());
+        watch.spawn(follower);
+        watch.spawn(registrations.clone().expire(watch.clone()));
+
+        let certificate = Certificate::issue(
+            Arc::clone(&signer),
+            &config.trust_domain,
+            config.names.clone(),
+            config.svid_ttl,
+            Arc::clone(&clock),
+            metrics.clone(),
+        )?;
+        let certificate = Arc::new(certificate);
+        watch.spawn(Arc::clone(&certificate).maintain(watch.clone()));
+
+        let store = Arc::clone(registry.store());
+        let join_tokens = JoinTokens::new(Arc::clone(&store));
+        let identity = IdentityService::service(
+            Arc::clone(&signer),
+            join_tokens.clone(),
+            config.svid_ttl,
+            Arc::clone(&clock),
+            metrics.clone(),
+        );
+        let mesh_router = Routes::new(identity)
+            .add_service(registrations.service())
+            .add_service(Discovery::service(hub.clone(), clock, watch.clone()))
+            .prepare()
+            .into_axum_router();
+        let api_tokens = ApiTokens::new(store);
+        bootstrap(&api_tokens, &config, &addresses, &signer).await?;
+        let api_router = api::router(ApiState {
+            registry: Arc::clone(&registry),
+            api_tokens,
+            join_tokens,
+            status: Arc::new(Findings { hub: hub.clone(), registry: Arc::clone(&registry) }),
+            join: Arc::new(Join { address: join_address(&config, &addresses), signer }),
+            trust_domain: config.trust_domain.clone(),
+        });
+
+        let health = Health::new(&[("started", Probe::Ready), ("store", Probe::Live)]);
+        let (stop_health, watch_health) = drain::channel();
+        sockets.serve(api_router, mesh_router, &certificate, &health, &metrics, &watch, &watch_health);
+        let text = serde_json::to_vec(&addresses).expect("addresses are JSON");
+        data.write(ADDRESSES, &text)?;
+        health.set("started", true);
+        let Addresses { api, mesh, health: health_address } = &addresses;
+        tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, "ready");
+        Ok(Self { addresses, registry, hub, health, stop, stop_health, _data: data })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The discovery service's hub.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Returns when the control plane cannot go on.
+    pub async fn failed(&self) {
+        self.registry.lost().await;
+        self.health.set("store", false);
+    }
+
+    /// Ends all of it: listeners close, streams are told to come back later, requests finish.
+    pub async fn shutdown(self) {
+        self.health.set("started", false);
+        let left = self.stop.drain_within(DRAIN_DEADLINE).await;
+        if left > 0 {
+            tracing::warn!(left, "tasks did not end in time");
+        }
+        self.stop_health.drain_within(listener::CLOSE_TIMEOUT).await;
+        tracing::info!("stopped");
+    }
+}
+
+/// The bound sockets.
+struct Sockets {
+    api: TcpListener,
+    mesh: TcpListener,
+    health: TcpListener,
+}
+
+impl Sockets {
+    async fn bind(config: &Config) -> Result<Self, BindError> {
+        Ok(Self {
+            api: listener::bind("api", config.api).await?,
+            mesh: listener::bind("mesh", config.mesh).await?,
+            health: listener::bind("health", config.health).await?,
+        })
+    }
+
+    fn addresses(&self, config: &Config) -> Addresses {
+        let local = |socket: &TcpListener, asked: SocketAddr| socket.local_addr().unwrap_or(asked);
+        Addresses {
+            api: local(&self.api, config.api),
+            mesh: local(&self.mesh, config.mesh),
+            health: local(&self.health, config.health),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what three listeners need, once")]
+    fn serve(
+        self,
+        api: Router,
+        mesh: Router,
+        certificate: &Arc<Certificate>,
+        health: &Health,
+        metrics: &Metrics,
+        drain: &drain::Watch,
+        drain_health: &drain::Watch,
+    ) {
+        let (for_api, for_mesh) = (Arc::clone(certificate), Arc::clone(certificate));
+        let api_listener = Listener {
+            name: "api",
+            socket: self.api,
+            tls: move || for_api.api(),
+            http: Http::One,
+            max_connections: MAX_API_CONNECTIONS,
+            metrics: metrics.clone(),
+        };
+        let mesh_listener = Listener {
+            name: "mesh",
+            socket: self.mesh,
+            tls: move || for_mesh.mesh(),
+            http: Http::Two,
+            max_connections: MAX_MESH_CONNECTIONS,
+            metrics: metrics.clone(),
+        };
+        drain.spawn(api_listener.serve(api, drain.clone()));
+        drain.spawn(mesh_listener.serve(mesh, drain.clone()));
+        let (health, metrics) = (health.clone(), metrics.clone());
+        let answer = move |request: Request<Incoming>| std::future::ready(answer(&request, &health, &metrics));
+        drain_health.spawn(http_server::serve(self.health, answer, drain_health.clone()));
+    }
+}
+
+fn answer(request: &Request<Incoming>, health: &Health, metrics: &Metrics) -> http_server::Reply {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return http_server::reply(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    match request.uri().path() {
+        "/live" => health.live(),
+        "/ready" => health.ready(),
+        "/startup" => health.startup(),
+        "/metrics" => http_server::reply(StatusCode::OK, metrics.encode()),
+        _ => http_server::reply(StatusCode::NOT_FOUND, "there are /live, /ready, /startup and /metrics\n"),
+    }
+}
+
+/// At the first start, makes an admin token and writes the context with which the CLI just works.
+async fn bootstrap(
+    tokens: &ApiTokens,
+    config: &Config,
+    addresses: &Addresses,
+    signer: &Signer,
+) -> Result<(), BootstrapError> {
+    let address = format!("https://{}", reachable(addresses.api));
+    let ca = signer.bundle().to_pem();
+    let write = async |token: &str| match &config.context_file {
+        Some(path) => {
+            tokens::write_context(path, &address, &ca, token)?;
+            tracing::info!(context = %path.display(), "made the admin token; `heddle` finds it there");
+            Ok(())
+        }
+        None => Err(HandOverError::NoHome),
+    };
+    tokens.bootstrap::<HandOverError>(write).await.map(|_| ())
+}
+
+/// Why the first admin token could not be handed over.
+#[derive(Debug, thiserror::Error)]
+enum HandOverError {
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    #[error("there is no home folder to write the admin's context to; name a file with --context-file")]
+    NoHome,
+}
+
+/// An address to call where one was bound to all addresses.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        _ => address,
+    }
+}
+
+fn join_address(config: &Config, addresses: &Addresses) -> String {
+    match &config.advertise_mesh {
+        Some(address) => address.clone(),
+        None => {
+            if addresses.mesh.ip().is_unspecified() {
+                tracing::warn!(
+                    "join files name 127.0.0.1, which only proxies on this machine reach; set --advertise-mesh"
+                );
+            }
+            reachable(addresses.mesh).to_string()
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Join {
+    address: String,
+    signer: Arc<Signer>,
+}
+
+impl JoinInfo for Join {
+    fn mesh_address(&self) -> String {
+        self.address.clone()
+    }
+
+    fn trust_anchors(&self) -> String {
+        self.signer.bundle().to_pem()
+    }
+}

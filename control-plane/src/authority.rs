@@ -1,0 +1,194 @@
+//! The authority of this control plane: made at the first start or loaded, kept at rest, and shared
+//! by all who sign.
+
+mod external;
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use heddle_certs::{
+    Authority, AuthorityError, AuthorityPem, CertificateDer, Clock, SignOptions, SpiffeId, Svid, TrustBundle,
+    TrustDomain, rotation,
+};
+use heddle_runtime::private_dir::{PrivateDir, PrivateDirError};
+use serde::{Deserialize, Serialize};
+
+use self::external::External;
+pub use self::external::ExternalError;
+use crate::metrics::Metrics;
+
+/// Everything about the own authority, in one file so that it changes as one.
+const AUTHORITY: &str = "authority.json";
+
+/// Why there is no authority.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityFileError {
+    /// The data folder or a file in it cannot be used.
+    #[error(transparent)]
+    Folder(#[from] PrivateDirError),
+    /// A file of somebody else's authority cannot be used.
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    /// The file is damaged.
+    #[error("{AUTHORITY} in the data folder cannot be read: restore it from a backup")]
+    Damaged(#[source] serde_json::Error),
+    /// What is in the files is no authority for this trust domain.
+    #[error("{place} holds no authority for this trust domain")]
+    Unusable {
+        /// Where.
+        place: String,
+        /// Why.
+        source: Box<AuthorityError>,
+    },
+}
+
+/// The authority in use.
+#[derive(Debug)]
+pub struct Signer {
+    current: ArcSwap<Authority>,
+    /// Where a new issuer is kept; absent for somebody else's authority.
+    own: Option<Arc<PrivateDir>>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
+/// The own authority at rest.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AtRest {
+    epoch: u64,
+    roots_pem: String,
+    issuer_chain_pem: String,
+    issuer_key_pem: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root_key_pem: Option<String>,
+}
+
+impl Signer {
+    /// The control plane's own authority in its data folder, made if there is none; or, given
+    /// `external`, the one in the PEM files of that folder, which is never written to.
+    pub fn open(
+        trust_domain: &TrustDomain,
+        data: &Arc<PrivateDir>,
+        external: Option<&Path>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Self, AuthorityFileError> {
+        let (authority, own) = match external {
+            Some(path) => {
+                let pem = External { path }.read(data)?;
+                (parse(trust_domain, &pem, &path.display().to_string())?, None)
+            }
+            None => (load_or_make(trust_domain, data, &*clock)?, Some(Arc::clone(data))),
+        };
+        let signer = Self { current: ArcSwap::from_pointee(authority), own, clock, metrics };
+        signer.report();
+        Ok(signer)
+    }
+
+    /// The roots.
+    pub fn bundle(&self) -> TrustBundle {
+        self.current.load().bundle().clone()
+    }
+
+    /// Signs an SVID for an attested identity.
+    pub fn sign(
+        &self,
+        csr: &[u8],
+        id: &SpiffeId,
+        options: &SignOptions,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        self.current.load().sign(csr, id, options)
+    }
+
+    /// Signs an SVID for a key made here.
+    pub fn issue(&self, id: &SpiffeId, options: &SignOptions) -> Result<Svid, AuthorityError> {
+        self.current.load().issue(id, options)
+    }
+
+    /// Replaces the issuing certificate when it is time, if the root's key is here.
+    pub fn maintain(&self) {
+        let current = self.current.load_full();
+        let state = current.issuer_state(self.clock.now());
+        if matches!(state, rotation::State::Renew | rotation::State::Expired)
+            && let Err(error) = self.renew_issuer(&current)
+        {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "the issuing certificate ends soon and cannot be replaced");
+        }
+        self.report();
+    }
+
+    fn renew_issuer(&self, current: &Authority) -> Result<(), AuthorityFileError> {
+        let renewed = current.renew_issuer(self.clock.now()).map_err(|source| unusable(AUTHORITY, source))?;
+        if let Some(data) = &self.own {
+            save(data, &renewed)?;
+        }
+        tracing::info!("made a new issuing certificate");
+        self.current.store(Arc::new(renewed));
+        Ok(())
+    }
+
+    fn report(&self) {
+        let expiry = seconds(self.current.load().issuer_not_after());
+        self.metrics.certificate_expiry.with_label_values(&["issuer"]).set(expiry);
+    }
+}
+
+/// Seconds since 1970, for metrics.
+pub(crate) fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn unusable(place: &str, source: AuthorityError) -> AuthorityFileError {
+    AuthorityFileError::Unusable { place: place.to_owned(), source: Box::new(source) }
+}
+
+fn parse(trust_domain: &TrustDomain, pem: &AuthorityPem, place: &str) -> Result<Authority, AuthorityFileError> {
+    Authority::from_pem(trust_domain.clone(), pem).map_err(|source| unusable(place, source))
+}
+
+fn load_or_make(
+    trust_domain: &TrustDomain,
+    data: &PrivateDir,
+    clock: &dyn Clock,
+) -> Result<Authority, AuthorityFileError> {
+    let Some(bytes) = data.read(AUTHORITY)? else {
+        let made = Authority::create(trust_domain.clone(), clock.now());
+        let made = made.map_err(|source| unusable(AUTHORITY, source))?;
+        save(data, &made)?;
+        tracing::info!(%trust_domain, "made a new authority");
+        return Ok(made);
+    };
+    let rest: AtRest = serde_json::from_slice(&bytes).map_err(AuthorityFileError::Damaged)?;
+    let pem = AuthorityPem {
+        epoch: rest.epoch,
+        roots_pem: rest.roots_pem,
+        issuer_chain_pem: rest.issuer_chain_pem,
+        issuer_key_pem: rest.issuer_key_pem,
+        root_key_pem: rest.root_key_pem,
+        prepared: None,
+    };
+    parse(trust_domain, &pem, AUTHORITY)
+}
+
+fn save(data: &PrivateDir, authority: &Authority) -> Result<(), PrivateDirError> {
+    let pem = authority.to_pem();
+    let rest = AtRest {
+        epoch: pem.epoch,
+        roots_pem: pem.roots_pem,
+        issuer_chain_pem: pem.issuer_chain_pem,
+        issuer_key_pem: pem.issuer_key_pem,
+        root_key_pem: pem.root_key_pem,
+    };
+    let text = serde_json::to_vec_pretty(&rest).expect("text and numbers are JSON");
+    data.write(AUTHORITY, &text)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,459 @@
+//! All streams and what they hold, behind one lock that is never kept across an await.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use heddle_api::{
+    proto::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    resource::{Name, ObjectKind, ObjectStatus, Rejection},
+};
+use heddle_certs::{SpiffeId, TrustBundle};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{
+    catalog::{Catalog, Key, StreamId, Touched, Viewer},
+    session::{Next, Session, Standing},
+};
+use crate::{
+    compile::ResourceKind,
+    mesh::{Affected, Mesh, Scope},
+    metrics::Metrics,
+};
+
+/// Streams of one identity at once: its instances, and some that are being replaced.
+const MAX_STREAMS_PER_IDENTITY: usize = 10_000;
+/// Rejections listed in an object's status.
+const MAX_REJECTIONS: usize = 20;
+
+/// The hub. Cheap to clone; clones share all.
+#[derive(Clone, Debug)]
+pub struct Hub(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Grows with every acknowledgement and every end of a stream.
+    answers: watch::Sender<u64>,
+    /// Revision of the store that the mesh is at.
+    revision: watch::Sender<u64>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Inner {
+    catalog: Catalog,
+    streams: BTreeMap<StreamId, Stream>,
+    by_proxy: HashMap<(SpiffeId, String), StreamId>,
+    by_identity: HashMap<SpiffeId, usize>,
+    last_id: StreamId,
+}
+
+#[derive(Debug)]
+struct Stream {
+    session: Session,
+    proxy: Proxy,
+    wake: Arc<Notify>,
+    replaced: CancellationToken,
+}
+
+/// A connected proxy.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// `<namespace>/<workload>`.
+    pub node: String,
+    /// Who it is: verified.
+    pub identity: SpiffeId,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Its version, as it says.
+    pub version: String,
+    /// Since when it is connected.
+    pub since: SystemTime,
+    /// When its certificate ends.
+    pub certificate_expiry: SystemTime,
+}
+
+/// What is known of a connected proxy.
+#[derive(Clone, Debug)]
+pub struct ProxyReport {
+    /// The proxy.
+    pub proxy: Proxy,
+    /// Services whose inbound policy it holds, which it serves therefore.
+    pub services: Vec<String>,
+    /// Resources that it applied in their present version.
+    pub applied: usize,
+    /// Resources that it has not answered yet.
+    pub pending: usize,
+    /// Resources whose present version it rejected: kind and name, and why.
+    pub rejected: Vec<(String, String)>,
+}
+
+/// A stream's end of the hub. Dropping it ends the stream's subscriptions.
+#[derive(Debug)]
+pub(super) struct Handle {
+    hub: Hub,
+    id: StreamId,
+    /// Something may be to be said.
+    pub(super) wake: Arc<Notify>,
+    /// A newer stream of the same proxy has taken over.
+    pub(super) replaced: CancellationToken,
+}
+
+impl Hub {
+    /// A hub over a mesh, without streams.
+    pub fn new(mesh: Mesh, bundle: TrustBundle, metrics: Metrics) -> Self {
+        let inner = Inner {
+            catalog: Catalog::new(mesh, bundle),
+            streams: BTreeMap::new(),
+            by_proxy: HashMap::new(),
+            by_identity: HashMap::new(),
+            last_id: 0,
+        };
+        Self(Arc::new(Shared {
+            inner: Mutex::new(inner),
+            answers: watch::Sender::new(0),
+            revision: watch::Sender::new(0),
+            metrics,
+        }))
+    }
+
+    /// Changes the mesh and wakes those whom it concerns. All of one transaction goes in one call, so
+    /// that no stream sees half of it.
+    pub fn change(&self, revision: u64, change: impl FnOnce(&mut Mesh) -> Affected) {
+        let mut inner = self.lock();
+        let affected = change(&mut inner.catalog.mesh);
+        inner.catalog.revision = revision.max(inner.catalog.revision);
+        let touched = inner.catalog.invalidate(&affected);
+        inner.wake(&touched);
+        let revision = inner.catalog.revision;
+        drop(inner);
+        self.0.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.0.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+    }
+
+    /// Waits until the mesh is at a revision of the store, or until `deadline`. Says whether it is.
+    pub async fn reached(&self, revision: u64, deadline: Instant) -> bool {
+        let mut seen = self.0.revision.subscribe();
+        let reached = seen.wait_for(|seen| *seen >= revision);
+        matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
+    }
+
+    /// Puts another mesh in the place of this one, when changes may have been missed.
+    pub fn replace(&self, revision: u64, mesh: Mesh) {
+        let everything = Affected {
+            services: BTreeSet::from([Scope::Mesh]),
+            endpoints: BTreeSet::from([Scope::Mesh]),
+            inbound: BTreeSet::from([Scope::Mesh]),
+            hosts: crate::mesh::Hosts::All,
+            mesh_config: true,
+        };
+        self.change(revision, |current| {
+            *current = mesh;
+            everything
+        });
+    }
+
+    /// Changes the roots of the trust domain.
+    pub fn set_bundle(&self, bundle: TrustBundle) {
+        let mut inner = self.lock();
+        let touched = inner.catalog.set_bundle(bundle);
+        inner.wake(&touched);
+    }
+
+    /// Reads the mesh as the streams see it.
+    pub fn read<T>(&self, read: impl FnOnce(&Mesh) -> T) -> T {
+        read(&self.lock().catalog.mesh)
+    }
+
+    /// Waits until every stream that holds the endpoints of these services has acknowledged them as
+    /// they are now, or until `deadline`. Says whether all have.
+    pub async fn endpoints_settled(&self, services: &[Name], deadline: Instant) -> bool {
+        let mut answers = self.0.answers.subscribe();
+        loop {
+            answers.mark_unchanged();
+            if self.lock().is_settled(services) {
+                return true;
+            }
+            match tokio::time::timeout_at(deadline, answers.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// What the connected proxies made of an object.
+    pub fn object_status(&self, kind: ObjectKind, name: &Name, generation: u64) -> ObjectStatus {
+        self.lock().object_status(kind, name, generation)
+    }
+
+    /// All connected proxies.
+    pub fn proxies(&self) -> Vec<ProxyReport> {
+        self.lock().proxies()
+    }
+
+    /// How many proxies are connected.
+    pub fn connected(&self) -> usize {
+        self.lock().streams.len()
+    }
+
+    /// Takes up a stream. An older one of the same proxy and identity is ended.
+    pub(super) fn open(&self, proxy: Proxy) -> Result<Handle, Status> {
+        let viewer = viewer(&proxy)?;
+        let mut inner = self.lock();
+        let of_identity = inner.by_identity.get(&proxy.identity).copied().unwrap_or_default();
+        if of_identity >= MAX_STREAMS_PER_IDENTITY {
+            return Err(Status::resource_exhausted(format!("{} has {of_identity} streams already", proxy.identity)));
+        }
+        inner.last_id += 1;
+        let id = inner.last_id;
+        let key = (proxy.identity.clone(), proxy.node.clone());
+        if let Some(older) = inner.by_proxy.insert(key, id)
+            && let Some(stream) = inner.streams.get(&older)
+        {
+            stream.replaced.cancel();
+        }
+        *inner.by_identity.entry(proxy.identity.clone()).or_default() += 1;
+        let (wake, replaced) = (Arc::new(Notify::new()), CancellationToken::new());
+        let session = Session::new(id, viewer);
+        inner.streams.insert(id, Stream { session, proxy, wake: Arc::clone(&wake), replaced: replaced.clone() });
+        self.0.metrics.connected_proxies.set(inner.streams.len() as i64);
+        Ok(Handle { hub: self.clone(), id, wake, replaced })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change of the state is complete at each point where code of others could panic.
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answered(&self) {
+        self.0.answers.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Handle {
+    /// Takes in a message.
+    pub(super) fn handle(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        let Some(kind) = ResourceKind::from_type_url(&request.type_url) else {
+            return Err(Status::invalid_argument(format!("unknown type_url {:?}", clip(&request.type_url))));
+        };
+        if request.resource_names_subscribe.iter().any(|name| name == "*") {
+            return Err(Status::invalid_argument("there is no wildcard subscription; subscribe to names"));
+        }
+        let mut inner = self.hub.lock();
+        let Inner { catalog, streams, .. } = &mut *inner;
+        let Some(stream) = streams.get_mut(&self.id) else {
+            return Ok(());
+        };
+        let handled = stream.session.handle(catalog, kind, request);
+        drop(inner);
+        let metrics = &self.hub.0.metrics;
+        if handled.acknowledged {
+            metrics.answers.with_label_values(&[kind.label(), "ack"]).inc();
+        }
+        if handled.rejected {
+            metrics.answers.with_label_values(&[kind.label(), "nack"]).inc();
+        }
+        metrics.refused_subscriptions.inc_by(handled.refused_names as u64);
+        if handled.acknowledged || handled.rejected {
+            self.hub.answered();
+        }
+        Ok(())
+    }
+
+    /// The next response, if there is anything to say.
+    pub(super) fn next(&self) -> Option<DeltaDiscoveryResponse> {
+        loop {
+            let mut inner = self.hub.lock();
+            let Inner { catalog, streams, .. } = &mut *inner;
+            let stream = streams.get_mut(&self.id)?;
+            let started = Instant::now();
+            let next = stream.session.next(catalog);
+            let metrics = &self.hub.0.metrics;
+            metrics.compile_seconds.observe(started.elapsed().as_secs_f64());
+            match next {
+                Next::Response(kind, response) => {
+                    metrics.pushes.with_label_values(&[kind.label()]).inc();
+                    return Some(response);
+                }
+                // The lock goes to others in between.
+                Next::Again => {}
+                Next::Idle => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        let Inner { catalog, streams, by_proxy, by_identity, .. } = &mut *inner;
+        if let Some(stream) = streams.remove(&self.id) {
+            let key = (stream.proxy.identity.clone(), stream.proxy.node.clone());
+            if by_proxy.get(&key) == Some(&self.id) {
+                by_proxy.remove(&key);
+            }
+            if let Some(count) = by_identity.get_mut(&key.0) {
+                *count -= 1;
+                if *count == 0 {
+                    by_identity.remove(&key.0);
+                }
+            }
+            stream.session.close(catalog);
+        }
+        self.hub.0.metrics.connected_proxies.set(streams.len() as i64);
+        drop(inner);
+        self.hub.answered();
+    }
+}
+
+impl Inner {
+    fn wake(&mut self, touched: &[(StreamId, Touched)]) {
+        for (id, touched) in touched {
+            if let Some(stream) = self.streams.get_mut(id) {
+                stream.session.touch(touched);
+                stream.wake.notify_one();
+            }
+        }
+    }
+
+    fn standing(&mut self, id: StreamId, key: &Key) -> Option<Standing> {
+        let stream = self.streams.get(&id)?;
+        let current = self.catalog.resource(key.0, &key.1, stream.session.viewer());
+        stream.session.standing(key.0, &key.1, current.as_ref().map(|compiled| &*compiled.version))
+    }
+
+    fn is_settled(&mut self, services: &[Name]) -> bool {
+        for service in services {
+            let key: Key = (ResourceKind::Endpoints, service.to_string().into());
+            let watchers: Vec<_> = self.catalog.watchers(key.0, &key.1).collect();
+            // A proxy that rejected the endpoints has answered; it cannot be waited for.
+            if watchers.into_iter().any(|id| self.standing(id, &key) == Some(Standing::Pending)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn object_status(&mut self, kind: ObjectKind, name: &Name, generation: u64) -> ObjectStatus {
+        let mut keys = Vec::new();
+        match kind {
+            ObjectKind::Service => {
+                let itself = BTreeSet::from([Scope::Service(name.clone())]);
+                for kind in [ResourceKind::Service, ResourceKind::InboundPolicy] {
+                    keys.extend(self.catalog.watched(kind, &itself));
+                }
+            }
+            ObjectKind::MeshConfig => {
+                keys.push((ResourceKind::MeshConfig, heddle_api::resource::MESH_CONFIG_NAME.into()));
+            }
+            _ => {
+                let uses = self.catalog.mesh.uses(kind, name);
+                keys.extend(self.catalog.watched(ResourceKind::Service, &uses.services));
+                keys.extend(self.catalog.watched(ResourceKind::Endpoints, &uses.endpoints));
+                keys.extend(self.catalog.watched(ResourceKind::InboundPolicy, &uses.inbound));
+            }
+        }
+        let mut worst: BTreeMap<StreamId, Standing> = BTreeMap::new();
+        for key in keys {
+            let watchers: Vec<_> = self.catalog.watchers(key.0, &key.1).collect();
+            for id in watchers {
+                if let Some(standing) = self.standing(id, &key) {
+                    let entry = worst.entry(id).or_insert(Standing::Applied);
+                    if rank(&standing) > rank(entry) {
+                        *entry = standing;
+                    }
+                }
+            }
+        }
+        let mut status = ObjectStatus { observed_generation: generation, ..ObjectStatus::default() };
+        for (id, standing) in worst {
+            match standing {
+                Standing::Applied => status.applied += 1,
+                Standing::Pending => status.pending += 1,
+                Standing::Rejected(reason) => {
+                    if status.rejected.len() < MAX_REJECTIONS
+                        && let Some(stream) = self.streams.get(&id)
+                    {
+                        status.rejected.push(Rejection { proxy: stream.proxy.node.clone(), reason });
+                    }
+                }
+            }
+        }
+        status
+    }
+
+    fn proxies(&mut self) -> Vec<ProxyReport> {
+        let Self { catalog, streams, .. } = self;
+        let mut reports: Vec<_> = streams
+            .values()
+            .filter(|stream| !stream.replaced.is_cancelled())
+            .map(|stream| {
+                let session = &stream.session;
+                let mut report = ProxyReport {
+                    proxy: stream.proxy.clone(),
+                    services: Vec::new(),
+                    applied: 0,
+                    pending: 0,
+                    rejected: Vec::new(),
+                };
+                for kind in ResourceKind::ALL {
+                    for name in session.held(kind) {
+                        let current = catalog.resource(kind, name, session.viewer());
+                        if kind == ResourceKind::InboundPolicy && current.is_some() {
+                            report.services.push(name.to_string());
+                        }
+                        match session.standing(kind, name, current.as_ref().map(|compiled| &*compiled.version)) {
+                            Some(Standing::Applied) if current.is_some() => report.applied += 1,
+                            Some(Standing::Pending) => report.pending += 1,
+                            Some(Standing::Rejected(why)) => {
+                                report.rejected.push((format!("{} {name}", kind.label()), why));
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                report
+            })
+            .collect();
+        reports.sort_by(|a, b| a.proxy.node.cmp(&b.proxy.node));
+        reports
+    }
+}
+
+fn rank(standing: &Standing) -> u8 {
+    match standing {
+        Standing::Applied => 0,
+        Standing::Pending => 1,
+        Standing::Rejected(_) => 2,
+    }
+}
+
+/// What a proxy may see follows from its verified identity alone.
+fn viewer(proxy: &Proxy) -> Result<Viewer, Status> {
+    let Some((namespace, _)) = proxy.identity.as_workload() else {
+        return Err(Status::permission_denied(format!("{} is not a workload's identity", proxy.identity)));
+    };
+    let in_namespace = Name::parse(&proxy.node).is_some_and(|name| *name.namespace == *namespace);
+    if !in_namespace || proxy.node.len() > 320 {
+        return Err(Status::permission_denied(format!(
+            "node.id must be \"{namespace}/<workload>\" for {}, not {:?}",
+            proxy.identity,
+            clip(&proxy.node)
+        )));
+    }
+    Ok(Viewer { identity: proxy.identity.clone(), namespace: namespace.into() })
+}
+
+/// What a peer sent, short enough for a message.
+pub(super) fn clip(text: &str) -> String {
+    text.chars().take(100).collect()
+}

@@ -1,0 +1,117 @@
+//! One stream: reads what the proxy says, writes what it is to know.
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_api::proto::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use heddle_certs::Clock;
+use heddle_runtime::drain;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tonic::{Status, Streaming};
+
+use super::hub::{Handle, Hub, Proxy};
+use crate::{
+    pace::{Bucket, Rate},
+    peer::Peer,
+};
+
+/// How long a new stream may take to say who it is.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Messages a second that a proxy may send for long, and at once. Above that it is read more slowly.
+const MESSAGES: Rate = Rate { burst: 500.0, per_second: 200.0 };
+
+/// Talks until the proxy leaves, is replaced, or the control plane drains. Returns the status to end
+/// the stream with, if any.
+pub(super) async fn run(
+    hub: Hub,
+    peer: Peer,
+    clock: Arc<dyn Clock>,
+    mut inbound: Streaming<DeltaDiscoveryRequest>,
+    outbound: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    drain: drain::Watch,
+) {
+    let status = match open(&hub, &peer, &*clock, &mut inbound).await {
+        Ok(Some(handle)) => talk(&handle, &peer, &*clock, &mut inbound, &outbound, &drain).await,
+        Ok(None) => return,
+        Err(status) => Err(status),
+    };
+    if let Err(status) = status {
+        tracing::debug!(peer = %peer.address, %status, "discovery stream ended");
+        // If the proxy does not read, it need not know.
+        let _ = timeout(Duration::from_secs(1), outbound.send(Err(status))).await;
+    }
+}
+
+/// Reads the first message, which says who asks.
+async fn open(
+    hub: &Hub,
+    peer: &Peer,
+    clock: &dyn Clock,
+    inbound: &mut Streaming<DeltaDiscoveryRequest>,
+) -> Result<Option<Handle>, Status> {
+    let verified = peer.verified(clock.now())?;
+    let first = timeout(FIRST_MESSAGE, inbound.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the first message did not come in time"))?;
+    let Some(first) = first? else {
+        return Ok(None);
+    };
+    let Some(node) = &first.node else {
+        return Err(Status::invalid_argument("the first message of a stream must carry a node"));
+    };
+    let proxy = Proxy {
+        node: node.id.clone(),
+        identity: verified.id.clone(),
+        address: peer.address,
+        version: node.user_agent_version.chars().take(64).collect(),
+        since: clock.now(),
+        certificate_expiry: verified.not_after,
+    };
+    let handle = hub.open(proxy)?;
+    handle.handle(first)?;
+    Ok(Some(handle))
+}
+
+async fn talk(
+    handle: &Handle,
+    peer: &Peer,
+    clock: &dyn Clock,
+    inbound: &mut Streaming<DeltaDiscoveryRequest>,
+    outbound: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    drain: &drain::Watch,
+) -> Result<(), Status> {
+    let not_after = peer.verified(clock.now())?.not_after;
+    let left = not_after.duration_since(clock.now()).unwrap_or_default();
+    let expiry = Instant::now() + left.min(Duration::from_secs(365 * 86_400));
+    let mut pace = Bucket::new(MESSAGES, Instant::now());
+    let mut may_have_more = true;
+    loop {
+        tokio::select! {
+            message = inbound.message(), if pace.ready_at(Instant::now()) <= Instant::now() => {
+                let Some(message) = message? else { return Ok(()) };
+                pace.take(Instant::now());
+                handle.handle(message)?;
+                may_have_more = true;
+            }
+            () = sleep_until(pace.ready_at(Instant::now())), if pace.ready_at(Instant::now()) > Instant::now() => {}
+            // Looked up only when it can be sent: a slow reader gets the latest.
+            permit = outbound.reserve(), if may_have_more => {
+                let Ok(permit) = permit else { return Ok(()) };
+                match handle.next() {
+                    Some(response) => permit.send(Ok(response)),
+                    None => may_have_more = false,
+                }
+            }
+            () = handle.wake.notified(), if !may_have_more => may_have_more = true,
+            () = handle.replaced.cancelled() => {
+                return Err(Status::aborted("a newer stream of this proxy has taken over"));
+            }
+            () = sleep_until(expiry) => {
+                return Err(Status::unauthenticated("the certificate of this connection has expired; connect with a new one"));
+            }
+            () = drain.drained() => return Err(Status::unavailable("the control plane is shutting down")),
+        }
+    }
+}

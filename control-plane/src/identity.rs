@@ -1,0 +1,156 @@
+//! The identity service: attests who asks, and signs an SVID for that identity and no other.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use heddle_api::proto::identity::{
+    IssueSvidRequest, IssueSvidResponse, TrustBundle,
+    identity_server::{Identity, IdentityServer},
+    issue_svid_request::Attestation,
+};
+use heddle_certs::{AuthorityError, Clock, SignOptions, SpiffeId, csr};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    authority::Signer,
+    metrics::Metrics,
+    pace::{Limiter, Rate},
+    peer::Peer,
+    tokens::{JoinTokens, RedeemError},
+};
+
+/// Largest request; a CSR with the largest key that is accepted has below 2 KiB.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// Join requests of one address: a node whose proxies all start anew.
+const JOINS: Rate = Rate { burst: 500.0, per_second: 50.0 };
+/// Renewals of one identity from one address.
+const RENEWALS: Rate = Rate { burst: 200.0, per_second: 20.0 };
+/// Addresses, and identities with addresses, that are kept in mind.
+const MAX_PEERS: usize = 65_536;
+
+/// The identity service.
+#[derive(Debug)]
+pub struct IdentityService {
+    signer: Arc<Signer>,
+    tokens: JoinTokens,
+    ttl: Duration,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    joins: Limiter<IpAddr>,
+    renewals: Limiter<(SpiffeId, IpAddr)>,
+}
+
+impl IdentityService {
+    /// The service; SVIDs are valid for `ttl`.
+    pub fn service(
+        signer: Arc<Signer>,
+        tokens: JoinTokens,
+        ttl: Duration,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> IdentityServer<Self> {
+        let service = Self {
+            signer,
+            tokens,
+            ttl,
+            clock,
+            metrics,
+            joins: Limiter::new(JOINS, MAX_PEERS),
+            renewals: Limiter::new(RENEWALS, MAX_PEERS),
+        };
+        IdentityServer::new(service).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    async fn issue(&self, peer: &Peer, request: IssueSvidRequest) -> Result<IssueSvidResponse, Refusal> {
+        let (id, how) = match request.attestation {
+            Some(Attestation::JoinToken(token)) => (self.join(peer, &request.csr, &token).await?, "join-token"),
+            Some(Attestation::Renewal(_)) => (self.renew(peer)?, "renewal"),
+            Some(Attestation::KubernetesToken(_)) => {
+                let said = "this control plane does not review Kubernetes tokens; use a join token";
+                return Err(Refusal("unimplemented", Status::unimplemented(said)));
+            }
+            None => {
+                let said = "an attestation is required: a join token, or the renewal of the certificate shown";
+                return Err(Refusal("request", Status::invalid_argument(said)));
+            }
+        };
+        let options = SignOptions::new(self.ttl, self.clock.now());
+        let chain = self.signer.sign(&request.csr, &id, &options).map_err(|error| unsigned(&error))?;
+        let bundle = self.signer.bundle();
+        self.metrics.certificates.with_label_values(&[how]).inc();
+        tracing::debug!(%id, attestation = how, peer = %peer.address, "issued an SVID");
+        Ok(IssueSvidResponse {
+            certificate_chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+            trust_bundle: Some(TrustBundle {
+                trust_domain: bundle.trust_domain().to_string(),
+                epoch: bundle.epoch(),
+                roots: bundle.roots().iter().map(|root| root.to_vec()).collect(),
+            }),
+        })
+    }
+
+    async fn join(&self, peer: &Peer, request: &[u8], token: &str) -> Result<SpiffeId, Refusal> {
+        if !self.joins.allows(peer.address.ip(), Instant::now()) {
+            return Err(Refusal("rate", Status::unavailable("too many requests from this address; try again")));
+        }
+        // A request that cannot be signed must not use up a token.
+        let key = csr::public_key(request).map_err(|error| unsigned(&AuthorityError::Csr(error)))?;
+        let redeemed = self.tokens.redeem(token, &key, self.clock.now()).await.map_err(|error| {
+            let said = error.to_string();
+            match error {
+                RedeemError::Unknown => Refusal("token", Status::unauthenticated(said)),
+                RedeemError::Expired => Refusal("token", Status::unauthenticated(said)),
+                RedeemError::UsedUp => Refusal("token", Status::resource_exhausted(said)),
+                RedeemError::Unavailable(source) => {
+                    let source: &dyn std::error::Error = &source;
+                    tracing::warn!(source, "a join token cannot be checked");
+                    Refusal("store", Status::unavailable(said))
+                }
+            }
+        })?;
+        let trust_domain = self.signer.bundle().trust_domain().clone();
+        SpiffeId::workload(&trust_domain, &redeemed.namespace, &redeemed.service_account).map_err(|error| {
+            Refusal("token", Status::unauthenticated(format!("the join token is for no identity: {error}")))
+        })
+    }
+
+    /// The identity is the one that the handshake verified; the request has no say.
+    fn renew(&self, peer: &Peer) -> Result<SpiffeId, Refusal> {
+        let (id, ..) = peer.workload(self.clock.now()).map_err(|status| Refusal("certificate", status))?;
+        if !self.renewals.allows((id.clone(), peer.address.ip()), Instant::now()) {
+            return Err(Refusal("rate", Status::unavailable("too many renewals of this identity; try again")));
+        }
+        Ok(id.clone())
+    }
+}
+
+/// Why there is no SVID: a label for the metric, and what the peer is told.
+#[derive(Debug)]
+struct Refusal(&'static str, Status);
+
+fn unsigned(error: &AuthorityError) -> Refusal {
+    match error {
+        AuthorityError::Csr(csr) => {
+            Refusal("request", Status::invalid_argument(format!("the signing request is refused: {csr}")))
+        }
+        other => {
+            tracing::error!(error = other as &dyn std::error::Error, "cannot sign");
+            Refusal("authority", Status::unavailable(format!("cannot sign now: {other}")))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn issue_svid(&self, request: Request<IssueSvidRequest>) -> Result<Response<IssueSvidResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        match self.issue(&peer, request.into_inner()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(Refusal(reason, status)) => {
+                self.metrics.certificates_refused.with_label_values(&[reason]).inc();
+                tracing::info!(peer = %peer.address, reason, said = status.message(), "refused an SVID");
+                Err(status)
+            }
+        }
+    }
+}

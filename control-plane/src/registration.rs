@@ -1,0 +1,241 @@
+//! The registration service: a workload's proxy makes it an endpoint of services, for as long as it
+//! renews its lease.
+//!
+//! What is registered is kept in the store, so that a restart removes nobody; that it is alive and
+//! ready is kept in memory, so that a renewal writes nothing.
+
+mod check;
+mod leases;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use heddle_api::{
+    proto::registration::{
+        DeregisterRequest, DeregisterResponse, RegisterRequest, RegisterResponse,
+        registration_server::{Registration as Service, RegistrationServer},
+    },
+    resource::Name,
+};
+use heddle_certs::{Clock, SpiffeId};
+use heddle_runtime::drain;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::{Request, Response, Status};
+
+use self::leases::Leases;
+use crate::{
+    discovery::Hub,
+    mesh::Registered,
+    metrics::Metrics,
+    peer::Peer,
+    registry::{Registration, Registry},
+    store::StoreError,
+};
+
+/// Largest request.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// How often leases are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Longest wait of a Deregister.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Registered workloads. Cheap to clone; clones share all.
+#[derive(Clone, Debug)]
+pub struct Registrations(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    registry: Arc<Registry>,
+    hub: Hub,
+    leases: Mutex<Leases>,
+    /// Who writes or removes a registration holds this, so that a lease that ends and one that begins
+    /// anew do not cross.
+    writing: tokio::sync::Mutex<()>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
+impl Registrations {
+    /// No workloads yet; leases have this length.
+    pub fn new(registry: Arc<Registry>, hub: Hub, lease: Duration, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        let leases = Mutex::new(Leases::new(lease));
+        Self(Arc::new(Shared { registry, hub, leases, writing: tokio::sync::Mutex::default(), clock, metrics }))
+    }
+
+    /// The service.
+    pub fn service(&self) -> RegistrationServer<Self> {
+        RegistrationServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// A registration as the mesh sees it. One that was not heard of yet gets a full lease.
+    pub fn admit(&self, registration: &Registration) -> Option<Arc<Registered>> {
+        let mut leases = self.leases();
+        leases.grant_unheard(&registration.name, Instant::now());
+        self.0.metrics.leases.set(leases.count() as i64);
+        registered(registration, leases.is_ready(&registration.name)).map(Arc::new)
+    }
+
+    /// A registration is gone from the store.
+    pub fn forget(&self, name: &Name) {
+        let mut leases = self.leases();
+        leases.end(name);
+        self.0.metrics.leases.set(leases.count() as i64);
+    }
+
+    /// Ends leases that were not renewed, until drained.
+    pub async fn expire(self, drain: drain::Watch) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = look.tick() => self.expire_once(Instant::now()).await,
+                () = drain.drained() => return,
+            }
+        }
+    }
+
+    async fn expire_once(&self, now: Instant) {
+        let _writing = self.0.writing.lock().await;
+        let ended = self.leases().expire(now, LOOK);
+        for name in ended {
+            tracing::info!(workload = %name, "the lease has ended");
+            self.0.metrics.leases_expired.inc();
+            if let Err(error) = self.0.registry.deregister(&name).await {
+                // Known again with a full lease, and so tried again.
+                tracing::warn!(workload = %name, %error, "a registration cannot be removed");
+                self.leases().grant_unheard(&name, now);
+            }
+        }
+        let count = self.leases().count();
+        self.0.metrics.leases.set(count as i64);
+    }
+
+    async fn register(&self, peer: &Peer, request: RegisterRequest) -> Result<RegisterResponse, Status> {
+        let now = self.0.clock.now();
+        let (identity, namespace, account) = peer.workload(now)?;
+        let ready = request.ready;
+        let registration = self.check(peer, identity, namespace, account, request)?;
+        let name = registration.name.clone();
+        let view = self.0.registry.view();
+        let known = view.registration(&name);
+        let unchanged =
+            known.is_some_and(|known| Registration { revision: known.revision, ..registration.clone() } == **known);
+        let renewed = if unchanged { self.leases().renew(&name, ready, Instant::now()) } else { None };
+        let changed = match renewed {
+            Some(changed) => changed,
+            None => self.write(&registration, ready).await?,
+        };
+        if changed {
+            self.publish(&registration, ready);
+        }
+        let lease = self.leases().length();
+        Ok(RegisterResponse { lease_seconds: u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1) })
+    }
+
+    /// Writes a new or changed registration, and begins its lease. Says whether readiness changed.
+    async fn write(&self, registration: &Registration, ready: bool) -> Result<bool, Status> {
+        let _writing = self.0.writing.lock().await;
+        let view = self.0.registry.view();
+        let others = view.registrations(Some(&registration.name.namespace), None);
+        let mut mine = 0;
+        let mut superseded = Vec::new();
+        for other in others.filter(|other| other.name != registration.name && other.identity == registration.identity) {
+            mine += 1;
+            // The listener at this address is the caller's: whoever was there before is gone.
+            if other.address == registration.address {
+                superseded.push(other.name.clone());
+            }
+        }
+        if mine >= check::MAX_INSTANCES {
+            let said = format!("{} has {mine} registered workloads already", registration.identity);
+            return Err(Status::resource_exhausted(said));
+        }
+        self.0.registry.register(registration).await.map_err(|error| unavailable(&error))?;
+        for name in superseded {
+            self.0.registry.deregister(&name).await.map_err(|error| unavailable(&error))?;
+            self.leases().end(&name);
+        }
+        tracing::info!(
+            workload = %registration.name,
+            identity = registration.identity,
+            address = %registration.address,
+            "registered"
+        );
+        Ok(self.leases().grant(&registration.name, ready, Instant::now()))
+    }
+
+    /// Tells the mesh at once about readiness, which the store does not know.
+    fn publish(&self, registration: &Registration, ready: bool) {
+        if let Some(workload) = registered(registration, ready).map(Arc::new) {
+            self.0.hub.change(0, |mesh| mesh.register(workload));
+        }
+    }
+
+    async fn deregister(&self, peer: &Peer, request: DeregisterRequest) -> Result<DeregisterResponse, Status> {
+        let (identity, namespace, _) = peer.workload(self.0.clock.now())?;
+        let deadline = Instant::now() + Duration::from_millis(request.wait_milliseconds.into()).min(LONGEST_WAIT);
+        let name = check::workload_name(namespace, &request.workload)?;
+        let services = {
+            let _writing = self.0.writing.lock().await;
+            let view = self.0.registry.view();
+            let Some(known) = view.registration(&name) else {
+                return Ok(DeregisterResponse { acknowledged: true });
+            };
+            if *known.identity != *identity.as_str() {
+                return Err(not_yours(&name));
+            }
+            self.0.registry.deregister(&name).await.map_err(|error| unavailable(&error))?;
+            self.forget(&name);
+            known.services.keys().filter_map(|service| Name::parse(service)).collect::<Vec<_>>()
+        };
+        tracing::info!(workload = %name, %identity, "deregistered");
+        let seen = self.0.registry.view().revision();
+        let acknowledged =
+            self.0.hub.reached(seen, deadline).await && self.0.hub.endpoints_settled(&services, deadline).await;
+        Ok(DeregisterResponse { acknowledged })
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.0.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `None` if the identity is none, which nothing but damage to the store can make it.
+fn registered(registration: &Registration, ready: bool) -> Option<Registered> {
+    let identity: SpiffeId = registration.identity.parse().ok()?;
+    let services = registration.services.iter().filter_map(|(name, ports)| Some((Name::parse(name)?, ports.clone())));
+    Some(Registered {
+        name: registration.name.clone(),
+        identity,
+        address: registration.address,
+        services: services.collect(),
+        zone: registration.zone.clone(),
+        ready,
+    })
+}
+
+fn unavailable(error: &StoreError) -> Status {
+    tracing::warn!(%error, "a registration cannot be written");
+    Status::unavailable("the store cannot be written now; try again")
+}
+
+fn not_yours(name: &Name) -> Status {
+    Status::permission_denied(format!("workload {name} belongs to another identity; choose another name"))
+}
+
+#[tonic::async_trait]
+impl Service for Registrations {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        self.register(&peer, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn deregister(&self, request: Request<DeregisterRequest>) -> Result<Response<DeregisterResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        self.deregister(&peer, request.into_inner()).await.map(Response::new)
+    }
+}

@@ -1,0 +1,170 @@
+//! What a workload may register.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use heddle_api::{proto::registration::RegisterRequest, resource::Name};
+use heddle_certs::SpiffeId;
+use tonic::Status;
+
+use super::{Registrations, not_yours};
+use crate::{compile::may_serve, peer::Peer, registry::Registration};
+
+/// Workloads of one identity.
+pub(super) const MAX_INSTANCES: usize = 10_000;
+const MAX_SERVICES: usize = 64;
+const MAX_PORTS: usize = 64;
+const MAX_LABELS: usize = 64;
+const MAX_TEXT: usize = 253;
+
+impl Registrations {
+    /// A request, if all of it is the caller's to say.
+    pub(super) fn check(
+        &self,
+        peer: &Peer,
+        identity: &SpiffeId,
+        namespace: &str,
+        account: &str,
+        request: RegisterRequest,
+    ) -> Result<Registration, Status> {
+        let name = workload_name(namespace, &request.workload)?;
+        let view = self.0.registry.view();
+        if let Some(known) = view.registration(&name)
+            && *known.identity != *identity.as_str()
+        {
+            return Err(not_yours(&name));
+        }
+        let declared = self.0.hub.read(|mesh| mesh.workload(&name).cloned());
+        // A registration stands in for the declared workload of its name.
+        if let Some(declared) = &declared
+            && declared.spec.service_account.as_deref() != Some(account)
+        {
+            return Err(not_yours(&name));
+        }
+        let declared_ip = declared.and_then(|declared| declared.spec.address.parse().ok());
+        let address = address(&request.address, peer.address.ip(), declared_ip)?;
+        let text = |field: &str, value: &str| match value.len() {
+            0..=MAX_TEXT => Ok(()),
+            length => Err(Status::invalid_argument(format!("{field} has {length} bytes; at most {MAX_TEXT}"))),
+        };
+        text("zone", &request.zone)?;
+        text("version", &request.version)?;
+        if request.labels.len() > MAX_LABELS {
+            return Err(Status::invalid_argument(format!("more than {MAX_LABELS} labels")));
+        }
+        for (key, value) in &request.labels {
+            text("a label's key", key)?;
+            text("a label's value", value)?;
+        }
+        Ok(Registration {
+            services: self.services(identity, &request)?,
+            name,
+            revision: 0,
+            identity: identity.to_string(),
+            address,
+            labels: request.labels.into_iter().collect(),
+            zone: request.zone,
+            version: request.version,
+        })
+    }
+
+    fn services(&self, identity: &SpiffeId, request: &RegisterRequest) -> Result<BTreeMap<String, Vec<u16>>, Status> {
+        if request.instances.len() > MAX_SERVICES {
+            return Err(Status::invalid_argument(format!("more than {MAX_SERVICES} services")));
+        }
+        let mut services = BTreeMap::new();
+        for instance in &request.instances {
+            let shown: String = instance.service.chars().take(2 * MAX_TEXT).collect();
+            let Some(service) = Name::parse(&instance.service) else {
+                return Err(Status::invalid_argument(format!("{shown:?} is no service; write <namespace>/<name>")));
+            };
+            let allowed =
+                self.0.hub.read(|mesh| mesh.service(&service).is_some_and(|service| may_serve(service, identity)));
+            if !allowed {
+                let said = format!(
+                    "{identity} may not serve {shown}: there is no such service, or it does not list the service account"
+                );
+                return Err(Status::permission_denied(said));
+            }
+            let port = |port: &u32| u16::try_from(*port).ok().filter(|port| *port != 0);
+            let ports: Option<Vec<u16>> = instance.ports.iter().map(port).collect();
+            let ports = ports.filter(|ports| ports.len() <= MAX_PORTS);
+            let Some(mut ports) = ports else {
+                return Err(Status::invalid_argument(format!("{shown}: ports are 1 to 65535, at most {MAX_PORTS}")));
+            };
+            ports.sort_unstable();
+            ports.dedup();
+            if services.insert(instance.service.clone(), ports).is_some() {
+                return Err(Status::invalid_argument(format!("{shown} is listed twice")));
+            }
+        }
+        Ok(services)
+    }
+}
+
+/// A workload's name in the namespace of its identity: a DNS label.
+pub(super) fn workload_name(namespace: &str, workload: &str) -> Result<Name, Status> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    let fits = (1..=MAX_TEXT).contains(&workload.len())
+        && workload.bytes().all(plain)
+        && workload.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && workload.ends_with(|last: char| last.is_ascii_alphanumeric());
+    if fits {
+        return Ok(Name::new(namespace, workload));
+    }
+    let shown: String = workload.chars().take(100).collect();
+    Err(Status::invalid_argument(format!("workload {shown:?}: write lower-case letters, digits, `-` and `.`")))
+}
+
+/// Where peers reach the workload: the source of the call, or what was declared for it.
+fn address(text: &str, source: IpAddr, declared: Option<IpAddr>) -> Result<SocketAddr, Status> {
+    let no_address =
+        || Status::invalid_argument("address must be \"ip:port\", or \":port\" for the source of the call");
+    let address = match text.strip_prefix(':') {
+        Some(port) => SocketAddr::new(source, port.parse().map_err(|_| no_address())?),
+        None => text.parse::<SocketAddr>().map_err(|_| no_address())?,
+    };
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    if address.port() == 0 {
+        return Err(no_address());
+    }
+    if address.ip() != source && Some(address.ip()) != declared {
+        return Err(Status::permission_denied(format!(
+            "address {} is neither the source of the call ({source}) nor that of a declared Workload of this name",
+            address.ip()
+        )));
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_the_callers_own_or_a_declared_one() {
+        let source: IpAddr = "10.0.0.7".parse().unwrap();
+        let other: IpAddr = "10.0.0.8".parse().unwrap();
+        let read = |text| address(text, source, None);
+        assert_eq!(read(":15006").unwrap(), "10.0.0.7:15006".parse().unwrap());
+        assert_eq!(read("10.0.0.7:15006").unwrap(), "10.0.0.7:15006".parse().unwrap());
+        assert_eq!(read("[::ffff:10.0.0.7]:15006").unwrap(), "10.0.0.7:15006".parse().unwrap());
+        assert_eq!(read("10.0.0.8:15006").unwrap_err().code(), tonic::Code::PermissionDenied);
+        assert_eq!(address("10.0.0.8:15006", source, Some(other)).unwrap(), "10.0.0.8:15006".parse().unwrap());
+        for bad in ["", ":", ":0", "10.0.0.7", "10.0.0.7:0", "host:80", ":65536"] {
+            assert_eq!(read(bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_workloads_name_is_plain() {
+        for good in ["orders-1", "a", "orders.7f", "0"] {
+            assert_eq!(workload_name("shop", good).unwrap(), Name::new("shop", good));
+        }
+        for bad in ["", "a/b", "-a", "a-", "A", "ä", "../x", &"a".repeat(254)] {
+            assert!(workload_name("shop", bad).is_err(), "{bad}");
+        }
+    }
+}
