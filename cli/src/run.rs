@@ -36,7 +36,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME[.NS]", required_unless_present_any = ["account", "join"])]
     service: Option<String>,
     /// Service account to run as; default: the service's. Without --service the command only calls others.
-    #[arg(long = "as", value_name = "ACCOUNT[.NS]")]
+    #[arg(long, value_name = "ACCOUNT[.NS]")]
     account: Option<String>,
     #[command(flatten)]
     namespace: Namespace,

@@ -137,7 +137,7 @@ async fn ask(session: &Session, args: &RunArgs) -> Result<Asked, Error> {
         service = Some(format!("{name}.{namespace}"));
     }
     let Some((account, namespace)) = account else {
-        return Err(Error::Usage("without --join, --service or --as says who the command is".to_owned()));
+        return Err(Error::Usage("without --join, --service or --account says who the command is".to_owned()));
     };
     let join = token::create_join(&session.client, &namespace, &account, TOKEN_LIFETIME, 1).await?;
     Ok(Asked { service, ports, join })

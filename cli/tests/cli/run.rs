@@ -298,7 +298,7 @@ fn a_join_file_needs_no_api() {
 #[test]
 fn without_a_command_the_sidecar_runs_alone() {
     let bench = Bench::new();
-    let mut command = bench.command(&["--as", "web.shop"]);
+    let mut command = bench.command(&["--account", "web.shop"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut err = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(err.any(|line| line.contains("http_proxy=http://127.0.0.1:4321")));
