@@ -2,6 +2,9 @@
 //! proxies and the control plane ([`proto`]) and the resource types of the control-plane API
 //! ([`resource`]).
 
+pub mod document;
 pub mod problem;
 pub mod proto;
 pub mod resource;
+pub mod schema;
+pub mod validate;

@@ -54,9 +54,11 @@ pub struct RuleSpec {
     pub name: Option<String>,
     /// Any of them; absent or empty: any caller, even an unauthenticated one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub from: Vec<SourceSpec>,
     /// Any of them; absent or empty: any operation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub to: Vec<OperationSpec>,
 }
 
@@ -67,12 +69,15 @@ pub struct SourceSpec {
     /// SPIFFE IDs, in full or in short form `<namespace>/<service account>`; a segment may be `*`,
     /// and a full ID may end in `/**`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub identities: Vec<String>,
     /// Namespaces of verified identities.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub namespaces: Vec<String>,
     /// Address ranges of the peer of the connection, e.g. `10.0.0.0/8`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub cidrs: Vec<String>,
     /// True: callers without a verified identity only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -85,11 +90,14 @@ pub struct SourceSpec {
 pub struct OperationSpec {
     /// Ports of the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub ports: Vec<u16>,
     /// HTTP methods, upper case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub methods: Vec<String>,
     /// `/exact`, `/prefix/*` (anything below it) or `*`; gRPC methods as `/pkg.Service/Method`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub paths: Vec<String>,
 }

@@ -12,10 +12,12 @@ pub struct MeshConfigSpec {
     pub default_authorization: DefaultAction,
     /// Name suffixes of the mesh; default `mesh`.
     #[serde(default = "default_suffixes")]
+    #[schemars(length(max = 16))]
     pub suffixes: Vec<String>,
     /// Address ranges of the mesh: a destination inside them that is no endpoint of the mesh is
     /// refused, never sent in plaintext.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub cidrs: Vec<String>,
     /// Whether destinations outside the mesh may be called.
     #[serde(default)]

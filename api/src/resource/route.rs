@@ -15,6 +15,7 @@ pub struct HttpRouteSpec {
     pub parent_refs: Vec<ParentRef>,
     /// `Host` values that it applies to, exact or `*.suffix`; absent: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub hostnames: Vec<String>,
     /// At least one.
     #[schemars(length(min = 1, max = 64))]
@@ -182,12 +183,15 @@ pub enum HttpRouteFilterType {
 pub struct HeaderModifierSpec {
     /// Replace or make.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub set: Vec<HeaderValue>,
     /// Append.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub add: Vec<HeaderValue>,
     /// Take away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub remove: Vec<String>,
 }
 
@@ -302,6 +306,7 @@ pub struct RouteTimeouts {
 pub struct RouteRetry {
     /// Statuses to retry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub codes: Vec<u16>,
     /// Tries after the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -312,6 +317,7 @@ pub struct RouteRetry {
     pub backoff: Option<Duration>,
     /// Methods to retry besides the idempotent ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub methods: Vec<String>,
 }
 
@@ -324,6 +330,7 @@ pub struct GrpcRouteSpec {
     pub parent_refs: Vec<ParentRef>,
     /// `:authority` values that it applies to; absent: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub hostnames: Vec<String>,
     /// At least one.
     #[schemars(length(min = 1, max = 64))]

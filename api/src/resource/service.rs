@@ -12,15 +12,19 @@ pub struct ServiceSpec {
     pub ports: Vec<ServicePortSpec>,
     /// Which service accounts of this namespace may serve it. Default: the one named like the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub service_accounts: Vec<String>,
     /// More host names that select it, e.g. `orders.example.com`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub hosts: Vec<String>,
     /// Namespaces whose workloads may discover it; `*` is all, `.` its own. Default: `*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub export_to: Vec<String>,
     /// Health probes of the platform that need no identity and no rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub probe_exemptions: Vec<ProbeExemptionSpec>,
 }
 

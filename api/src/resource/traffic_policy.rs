@@ -72,15 +72,19 @@ pub struct RetrySpec {
     pub attempts: Option<u32>,
     /// Default: connect-failure, refused-stream, reset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub on: Option<Vec<RetryCondition>>,
     /// HTTP statuses (400 to 599) that count as failed; default 502, 503, 504.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub statuses: Option<Vec<u16>>,
     /// gRPC status names that count as failed, e.g. `UNAVAILABLE`; default UNAVAILABLE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub grpc_statuses: Option<Vec<String>>,
     /// Methods to retry besides GET, HEAD, OPTIONS, TRACE, PUT and DELETE.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub methods: Vec<String>,
     /// First pause, doubled each time, with full jitter; default 25ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -37,5 +37,6 @@ pub struct WorkloadService {
     pub name: String,
     /// Which of its ports; all when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub ports: Vec<u16>,
 }
