@@ -1,6 +1,9 @@
 //! Makes the workload known as an endpoint of the services that it serves, for as long as it lives,
 //! and takes it back when it drains.
 
+#[cfg(test)]
+mod tests;
+
 use std::{net::SocketAddr, time::Duration};
 
 use heddle_api::proto::registration::{

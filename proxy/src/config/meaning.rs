@@ -255,7 +255,7 @@ fn outbound(mut at: Section) -> Outbound {
             let name = text.parse().map_err(|_| "write service[.namespace][:port]".to_owned())?;
             Ok((name, text.to_owned()))
         });
-        let listen = upstream.require("listen", |text| parse_address(text));
+        let listen = upstream.require("listen", parse_address);
         if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
             upstream.fault(
                 "listen",

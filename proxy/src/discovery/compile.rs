@@ -5,6 +5,8 @@
 
 mod inbound;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -45,8 +47,11 @@ fn each<T, U>(name: &str, list: Vec<T>, mut compile: impl FnMut(T) -> Result<U, 
     }
     let mut compiled = Vec::with_capacity(list.len());
     for (index, element) in list.into_iter().enumerate() {
-        // A dot between names only: `a[0].b`, but `a[0]: what is wrong`.
-        compiled.push(compile(element).map_err(|reason| format!("{name}[{index}].{reason}"))?);
+        compiled.push(compile(element).map_err(|reason| match reason.strip_prefix(": ") {
+            // The element itself is wrong, not a field of it.
+            Some(reason) => format!("{name}[{index}]: {reason}"),
+            None => format!("{name}[{index}].{reason}"),
+        })?);
     }
     Ok(compiled)
 }

@@ -289,7 +289,7 @@ fn traffic_policy(sent: proto::TrafficPolicy) -> Result<TrafficPolicy, Reason> {
 fn retry(sent: proto::RetryPolicy) -> Result<RetryPolicy, Reason> {
     Ok(RetryPolicy {
         max_retries: sent.max_retries.min(10),
-        statuses: each("statuses", sent.statuses, |number| status(number))?,
+        statuses: each("statuses", sent.statuses, status)?,
         grpc_statuses: sent.grpc_statuses,
         on_connect_failure: sent.on_connect_failure,
         on_reset: sent.on_reset,
