@@ -9,7 +9,7 @@ mod inbound;
 mod routes;
 mod service;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod traffic;
 
 use std::sync::Arc;

@@ -94,7 +94,8 @@ fn path_rank(path: Option<&proto::StringMatch>) -> (PathRank, Reverse<usize>) {
         Some(Kind::Prefix(prefix)) if prefix == "/" => (PathRank::Any, Reverse(0)),
         Some(Kind::Exact(path)) => (PathRank::Exact, Reverse(path.len())),
         Some(Kind::Prefix(prefix)) => (PathRank::Prefix, Reverse(prefix.len())),
-        Some(Kind::Regex(expression)) => (PathRank::Regex, Reverse(expression.len())),
+        // The length of an expression says nothing of how specific it is.
+        Some(Kind::Regex(_)) => (PathRank::Regex, Reverse(0)),
     }
 }
 

@@ -188,6 +188,14 @@ impl Catalog {
     }
 }
 
+#[cfg(test)]
+impl Catalog {
+    /// Whether nothing is kept for anybody.
+    pub(super) fn is_unwatched(&self) -> bool {
+        self.watchers.is_empty() && self.host_watchers.is_empty() && self.compiled.is_empty()
+    }
+}
+
 /// Whether a subscribed name is a dialled name rather than a canonical one.
 pub(super) fn is_alias(kind: ResourceKind, name: &str) -> bool {
     kind == ResourceKind::Service && !name.contains('/')

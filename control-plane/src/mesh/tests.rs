@@ -1,1 +1,212 @@
+use serde::Deserialize;
 
+use super::*;
+
+/// Objects of a YAML stream in short form: `apiVersion` and the namespace `shop` are filled in.
+pub(crate) fn objects(yaml: &str) -> Vec<AnyObject> {
+    serde_yaml_ng::Deserializer::from_str(yaml)
+        .map(|document| serde_json::Value::deserialize(document).unwrap())
+        .filter(|value| !value.is_null())
+        .map(|mut value| {
+            value["apiVersion"] = "heddle.dev/v1".into();
+            let kind = ObjectKind::from_kind(value["kind"].as_str().unwrap()).unwrap();
+            if kind.is_namespaced() && value["metadata"]["namespace"].is_null() {
+                value["metadata"]["namespace"] = "shop".into();
+            }
+            AnyObject::from_value(kind, value).unwrap_or_else(|error| panic!("{error}: {yaml}"))
+        })
+        .collect()
+}
+
+/// A mesh of trust domain `td` with these objects.
+pub(crate) fn mesh(yaml: &str) -> Mesh {
+    let mut mesh = Mesh::new(TrustDomain::new("td").unwrap());
+    for object in objects(yaml) {
+        mesh.put(object);
+    }
+    mesh
+}
+
+pub(crate) fn registered(name: &str, account: &str, address: &str, services: &[&str]) -> Arc<Registered> {
+    Arc::new(Registered {
+        name: Name::new("shop", name),
+        identity: format!("spiffe://td/ns/shop/sa/{account}").parse().unwrap(),
+        address: address.parse().unwrap(),
+        services: services.iter().map(|service| (Name::parse(service).unwrap(), Vec::new())).collect(),
+        zone: String::new(),
+        ready: true,
+    })
+}
+
+const SHOP: &str = "
+kind: Service
+metadata: {name: orders}
+spec: {ports: [{port: 80}], hosts: [Orders.Example.com]}
+---
+kind: Service
+metadata: {name: payments}
+spec: {ports: [{port: 80}, {port: 81}]}
+---
+kind: Service
+metadata: {name: vault, namespace: secure}
+spec: {ports: [{port: 443}], exportTo: ['.', shop]}
+---
+kind: HTTPRoute
+metadata: {name: canary}
+spec: {parentRefs: [{name: orders}], rules: [{backendRefs: [{name: payments, port: 80}, {name: vault, namespace: secure}]}]}
+---
+kind: Workload
+metadata: {name: w1}
+spec: {address: 10.0.0.1, inboundPort: 15006, serviceAccount: orders, services: [{name: orders}]}
+";
+
+fn services<const N: usize>(names: [&str; N]) -> BTreeSet<Scope> {
+    names.into_iter().map(|name| Scope::Service(Name::parse(name).unwrap())).collect()
+}
+
+fn hosts<const N: usize>(names: [&str; N]) -> Hosts {
+    Hosts::Some(names.into_iter().map(Arc::from).collect())
+}
+
+fn one(yaml: &str) -> AnyObject {
+    objects(yaml).remove(0)
+}
+
+#[test]
+fn a_service_touches_itself_its_names_and_the_routes_that_lead_to_it() {
+    let mut mesh = mesh(SHOP);
+    let expected = Affected {
+        services: services(["shop/payments", "shop/orders"]),
+        endpoints: services(["shop/payments"]),
+        inbound: services(["shop/payments"]),
+        hosts: hosts(["payments.shop", "payments.shop.mesh"]),
+        mesh_config: false,
+    };
+    let changed = one("{kind: Service, metadata: {name: payments}, spec: {ports: [{port: 80}]}}");
+    assert_eq!(mesh.put(changed), expected);
+    assert_eq!(mesh.remove(ObjectKind::Service, &Name::new("shop", "payments")), expected);
+    let again = one("{kind: Service, metadata: {name: payments}, spec: {ports: [{port: 80}], hosts: [pay.example]}}");
+    let more = hosts(["pay.example", "payments.shop", "payments.shop.mesh"]);
+    assert_eq!(mesh.put(again), Affected { hosts: more, ..expected });
+}
+
+#[test]
+fn a_workload_touches_the_endpoints_of_what_it_served_and_serves() {
+    let mut mesh = mesh(SHOP);
+    let moved = one("{kind: Workload, metadata: {name: w1}, spec: {address: 10.0.0.1, services: [{name: payments}]}}");
+    let expected = Affected { endpoints: services(["shop/orders", "shop/payments"]), ..Affected::default() };
+    assert_eq!(mesh.put(moved), expected);
+    let expected = Affected { endpoints: services(["shop/payments"]), ..Affected::default() };
+    assert_eq!(mesh.remove(ObjectKind::Workload, &Name::new("shop", "w1")), expected);
+}
+
+#[test]
+fn a_registration_touches_endpoints_also_of_the_declared_workload_that_it_hides() {
+    let mut mesh = mesh(SHOP);
+    let expected = Affected { endpoints: services(["shop/orders", "shop/payments"]), ..Affected::default() };
+    assert_eq!(mesh.register(registered("w1", "orders", "10.0.0.1:1", &["shop/payments"])), expected);
+    assert_eq!(mesh.declared_workloads(&Name::new("shop", "orders")).count(), 0);
+    assert_eq!(mesh.deregister(&Name::new("shop", "w1")), expected);
+    assert_eq!(mesh.declared_workloads(&Name::new("shop", "orders")).count(), 1);
+    assert_eq!(mesh.deregister(&Name::new("shop", "w1")), Affected::default());
+}
+
+#[test]
+fn a_route_touches_its_parents_before_and_after() {
+    let mut mesh = mesh(SHOP);
+    let moved = "{kind: HTTPRoute, metadata: {name: canary}, spec: {parentRefs: [{name: payments}], rules: [{backendRefs: [{name: orders}]}]}}";
+    let expected = Affected { services: services(["shop/orders", "shop/payments"]), ..Affected::default() };
+    assert_eq!(mesh.put(one(moved)), expected);
+    let touched =
+        mesh.put(one("{kind: Service, metadata: {name: vault, namespace: secure}, spec: {ports: [{port: 1}]}}"));
+    assert_eq!(touched.services, services(["secure/vault"]), "no route leads there any more");
+    let expected = Affected { services: services(["shop/payments"]), ..Affected::default() };
+    assert_eq!(mesh.remove(ObjectKind::HttpRoute, &Name::new("shop", "canary")), expected);
+}
+
+#[test]
+fn policies_touch_what_they_are_attached_to() {
+    let mut mesh = mesh(SHOP);
+    let shop = Scope::Namespace("shop".into());
+    let traffic = |mesh: &mut Mesh, text: &str| mesh.put(one(&format!("{{kind: TrafficPolicy, metadata: {text}}}")));
+    let touched = |scope: &Scope| Affected { services: BTreeSet::from([scope.clone()]), ..Affected::default() };
+    assert_eq!(traffic(&mut mesh, "{name: t}, spec: {}"), touched(&shop));
+    assert_eq!(traffic(&mut mesh, "{name: t, namespace: heddle}, spec: {}"), touched(&Scope::Mesh));
+    let own = "{name: t}, spec: {targetRef: {kind: Service, name: orders}}";
+    let both = BTreeSet::from([shop.clone(), Scope::Service(Name::new("shop", "orders"))]);
+    assert_eq!(traffic(&mut mesh, own), Affected { services: both, ..Affected::default() });
+
+    let policy = |text: &str| one(&format!("{{kind: AuthorizationPolicy, metadata: {text}}}"));
+    let touched = |scope: Scope| Affected { inbound: BTreeSet::from([scope]), ..Affected::default() };
+    assert_eq!(mesh.put(policy("{name: a}, spec: {action: DENY, rules: []}")), touched(shop));
+    assert_eq!(mesh.put(policy("{name: a, namespace: heddle}, spec: {action: DENY, rules: []}")), touched(Scope::Mesh));
+    assert_eq!(mesh.remove(ObjectKind::AuthorizationPolicy, &Name::new("heddle", "a")), touched(Scope::Mesh));
+}
+
+#[test]
+fn settings_touch_everything_only_if_they_must() {
+    let mut mesh = mesh(SHOP);
+    let put = |mesh: &mut Mesh, spec: &str| {
+        mesh.put(one(&format!("{{kind: MeshConfig, metadata: {{name: mesh}}, spec: {spec}}}")))
+    };
+    let everything = Affected {
+        services: BTreeSet::from([Scope::Mesh]),
+        inbound: BTreeSet::from([Scope::Mesh]),
+        hosts: Hosts::All,
+        mesh_config: true,
+        ..Affected::default()
+    };
+    assert_eq!(put(&mut mesh, "{}"), everything);
+    assert_eq!(put(&mut mesh, "{egress: allow}"), Affected { mesh_config: true, ..Affected::default() });
+    assert_eq!(put(&mut mesh, "{egress: allow, suffixes: [svc]}"), everything);
+    assert_eq!(put(&mut mesh, "{suffixes: [svc], defaultAuthorization: allow}"), everything);
+    assert_eq!(mesh.remove(ObjectKind::MeshConfig, &Name::new("", "mesh")), everything);
+}
+
+#[test]
+fn dialled_names_resolve_to_services() {
+    let mesh = mesh(&format!(
+        "{SHOP}---\n{}---\n{}",
+        "{kind: Service, metadata: {name: late, creationTimestamp: '2026-02-01T00:00:00Z'}, spec: {ports: [{port: 80}], hosts: [shared.example, orders.shop]}}\n",
+        "{kind: Service, metadata: {name: early, namespace: zoo, creationTimestamp: '2026-01-01T00:00:00.5Z'}, spec: {ports: [{port: 80}], hosts: [shared.example]}}\n",
+    ));
+    for (alias, viewer, expected) in [
+        ("orders.shop:80", "zoo", Some("shop/orders")),
+        ("ORDERS.shop.:80", "zoo", Some("shop/orders")),
+        ("orders.shop.mesh:80", "zoo", Some("shop/orders")),
+        ("orders.example.com:80", "zoo", Some("shop/orders")),
+        ("orders.shop:81", "zoo", None),
+        ("orders:80", "shop", None),
+        ("orders.shop.other:80", "zoo", None),
+        ("orders.zoo:80", "zoo", None),
+        ("vault.secure:443", "shop", Some("secure/vault")),
+        ("vault.secure:443", "secure", Some("secure/vault")),
+        ("vault.secure:443", "zoo", None),
+        ("shared.example:80", "zoo", Some("zoo/early")),
+        ("mesh:80", "zoo", None),
+        (".mesh:80", "zoo", None),
+    ] {
+        let resolved = parse_alias(alias).and_then(|(host, port)| mesh.resolve(&host, port, viewer));
+        assert_eq!(resolved.map(|name| name.to_string()).as_deref(), expected, "{alias} for {viewer}");
+    }
+}
+
+#[test]
+fn an_alias_is_host_and_port() {
+    for (alias, expected) in [
+        ("a.b:80", Some(("a.b", 80))),
+        ("[::1]:80", Some(("::1", 80))),
+        ("10.0.0.1:65535", Some(("10.0.0.1", 65535))),
+        ("A.B.:1", Some(("a.b", 1))),
+        ("a.b", None),
+        ("a.b:", None),
+        ("a.b:0", None),
+        ("a.b:+80", None),
+        ("a.b:65536", None),
+        (":80", None),
+        (".:80", None),
+    ] {
+        assert_eq!(parse_alias(alias), expected.map(|(host, port)| (host.to_owned(), port)), "{alias}");
+    }
+    assert_eq!(parse_alias(&format!("{}:80", "a".repeat(300))), None);
+}
