@@ -1,0 +1,113 @@
+//! One order's whole trace, read back from a real Jaeger.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    process::Command,
+    time::Duration,
+};
+
+use heddle_tests::{
+    eventually, peer,
+    process::{Process, binary},
+};
+use serde_json::Value;
+
+/// Of `tests/peers/jaeger.sh`.
+const JAEGER: &str = "jaeger-1.76.0";
+/// The services that an order passes.
+const SERVICES: [&str; 4] = ["storefront", "orders", "payments", "inventory"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_an_order_of_the_shop_is_whole() {
+    let Some(jaeger) = peer::kept(JAEGER) else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [otlp_grpc, otlp_http, query, query_grpc] = free_ports().await;
+    let mut command = Command::new(jaeger);
+    for (setting, port) in [
+        ("receivers.otlp.protocols.grpc.endpoint", otlp_grpc),
+        ("receivers.otlp.protocols.http.endpoint", otlp_http),
+        ("extensions.jaeger_query.http.endpoint", query),
+        ("extensions.jaeger_query.grpc.endpoint", query_grpc),
+    ] {
+        command.args(["--set", &format!("{setting}=127.0.0.1:{port}")]);
+    }
+    let _jaeger = Process::start("jaeger", command, folder.path());
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let get = async |path: &str| -> Result<Value, String> {
+        let response = client.get(format!("http://127.0.0.1:{query}{path}")).send().await;
+        response.map_err(|error| error.to_string())?.json().await.map_err(|error| error.to_string())
+    };
+    eventually("Jaeger", Duration::from_secs(30), || get("/api/services")).await;
+
+    let shop = binary("shop");
+    let bins = shop.parent().expect("a folder").to_path_buf();
+    let otlp = format!("http://127.0.0.1:{otlp_grpc}");
+    let output = tokio::task::spawn_blocking(move || {
+        Command::new(shop).args(["demo", "--otlp", &otlp, "--bin-dir"]).arg(bins).output().expect("the demo runs")
+    })
+    .await
+    .expect("no panic");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+
+    let trace = eventually("an order's trace", Duration::from_secs(20), || async {
+        let found = get("/api/traces?service=storefront&limit=200&lookback=1h").await?;
+        let traces = found["data"].as_array().cloned().unwrap_or_default();
+        let count = traces.len();
+        let whole = |trace: &Value| SERVICES.iter().all(|name| services_of(trace).contains(*name));
+        traces.into_iter().find(whole).ok_or_else(|| format!("none of {count} traces passes all services"))
+    })
+    .await;
+    assert_tree(&trace);
+}
+
+/// One root, every other span below another one of the trace, and between two services a CLIENT span
+/// of the caller's proxy above a SERVER span of the other's.
+fn assert_tree(trace: &Value) {
+    let spans = trace["spans"].as_array().expect("spans");
+    let by_id: HashMap<&str, &Value> = spans.iter().filter_map(|span| Some((span["spanID"].as_str()?, span))).collect();
+    let parent = |span: &Value| {
+        let reference = span["references"].as_array()?.iter().find(|reference| reference["refType"] == "CHILD_OF")?;
+        reference["spanID"].as_str().map(str::to_owned)
+    };
+    let mut roots = 0;
+    for span in spans {
+        match parent(span) {
+            None => roots += 1,
+            Some(id) => {
+                let above =
+                    by_id.get(id.as_str()).unwrap_or_else(|| panic!("the parent of {span:#} is not in the trace"));
+                if service_of(trace, above) != service_of(trace, span) {
+                    assert_eq!((kind(above), kind(span)), ("client".into(), "server".into()), "{above:#}\n{span:#}");
+                }
+            }
+        }
+    }
+    assert_eq!(roots, 1, "{trace:#}");
+    // Storefront to orders, orders to inventory and to payments, at least.
+    assert!(spans.iter().filter(|span| kind(span) == "client").count() >= 3, "{trace:#}");
+}
+
+fn kind(span: &Value) -> String {
+    let tags = span["tags"].as_array().cloned().unwrap_or_default();
+    let kind = tags.iter().find(|tag| tag["key"] == "span.kind");
+    kind.and_then(|tag| tag["value"].as_str()).unwrap_or_default().to_owned()
+}
+
+fn service_of(trace: &Value, span: &Value) -> String {
+    let process = span["processID"].as_str().unwrap_or_default();
+    trace["processes"][process]["serviceName"].as_str().unwrap_or_default().to_owned()
+}
+
+fn services_of(trace: &Value) -> BTreeSet<String> {
+    let spans = trace["spans"].as_array().cloned().unwrap_or_default();
+    spans.iter().map(|span| service_of(trace, span)).collect()
+}
+
+async fn free_ports<const N: usize>() -> [u16; N] {
+    let mut listeners = Vec::new();
+    for _ in 0..N {
+        listeners.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
+    }
+    std::array::from_fn(|at| listeners[at].local_addr().expect("bound").port())
+}
