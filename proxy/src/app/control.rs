@@ -208,7 +208,7 @@ fn renewal(shared: &Shared, control_plane: &ControlPlane, report: watch::Sender<
     let join = shared.config.join.clone();
     let token = join.token.clone();
     Renewal {
-        issuer: Issuer { control_plane: control_plane.clone(), identity: shared.identity.clone(), join },
+        issuer: Issuer { control_plane: control_plane.clone(), identity: shared.identity.clone(), join, asked: None },
         identity: shared.identity.clone(),
         token,
         state: shared.state.clone(),

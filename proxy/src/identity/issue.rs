@@ -5,7 +5,7 @@ use std::time::Duration;
 use heddle_api::proto::identity::{
     IssueSvidRequest, Renewal, identity_client::IdentityClient, issue_svid_request::Attestation as Proof,
 };
-use heddle_certs::{CertificateDer, Svid, TrustBundle, TrustDomain, csr};
+use heddle_certs::{CertificateDer, PrivateKeyDer, Svid, TrustBundle, TrustDomain, csr};
 
 use super::Identity;
 use crate::{
@@ -52,7 +52,6 @@ pub(crate) trait Issue: Send {
 }
 
 /// Asks the control plane.
-#[derive(Debug)]
 pub(crate) struct Issuer {
     /// Where.
     pub control_plane: ControlPlane,
@@ -60,6 +59,9 @@ pub(crate) struct Issuer {
     pub identity: Identity,
     /// First roots, and who the certificate must be for.
     pub join: Join,
+    /// What a try without an answer asked with: the control plane counts a token's uses by key, and
+    /// may have counted that one.
+    pub asked: Option<(PrivateKeyDer<'static>, Vec<u8>)>,
 }
 
 impl Issue for Issuer {
@@ -71,26 +73,33 @@ impl Issue for Issuer {
 }
 
 impl Issuer {
-    async fn issue_unbounded(&self, attestation: Attestation) -> Result<Issued, IssueError> {
+    async fn issue_unbounded(&mut self, attestation: Attestation) -> Result<Issued, IssueError> {
         let failed = |error: &dyn std::error::Error| IssueError::Failed(causes(error));
         let roots = self.identity.control_plane_roots(&self.join.trust_anchors);
-        let expected = &self.join.identity;
+        let expected = self.join.identity.clone();
         let held = match &attestation {
             Attestation::Token(_) => None,
             Attestation::Held(svid) => Some(svid),
         };
         let channel = self.control_plane.connect(held, &roots).await.map_err(|error| failed(&error))?;
-        let (key, csr) = csr::generate().map_err(|error| failed(&error))?;
+        let (key, csr) = match self.asked.take() {
+            Some(asked) => asked,
+            None => csr::generate().map_err(|error| failed(&error))?,
+        };
         let proof = match attestation {
             Attestation::Token(Secret(token)) => Proof::JoinToken(token),
             Attestation::Held(_) => Proof::Renewal(Renewal {}),
         };
+        self.asked = Some((key.clone_key(), csr.clone()));
         let request = IssueSvidRequest { csr, attestation: Some(proof) };
-        let answer = IdentityClient::new(channel).issue_svid(request).await.map_err(|status| refusal(&status))?;
-        let answer = answer.into_inner();
+        let answer = match IdentityClient::new(channel).issue_svid(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return Err(refusal(&status)),
+        };
+        self.asked = None;
         let chain = answer.certificate_chain.into_iter().map(CertificateDer::from).collect();
         let svid = Svid::from_der(chain, key).map_err(|error| failed(&error))?;
-        if svid.id() != expected {
+        if *svid.id() != expected {
             return Err(IssueError::Refused(format!("it issued {} instead of {expected}", svid.id())));
         }
         let sent = answer.trust_bundle.ok_or_else(|| IssueError::Failed("it named no roots".to_owned()))?;
