@@ -76,7 +76,7 @@ impl Registration {
         let mut changed = self.discovery.changed();
         // What the control plane was told last, as far as it still knows.
         let mut told: Option<(Instances, bool)> = None;
-        let mut ever_told = false;
+        let mut last_told = None;
         let mut next = Instant::now();
         let mut backoff = backoff();
         loop {
@@ -91,12 +91,13 @@ impl Registration {
             if let (Some(channel), false, true) = (channel, instances.is_empty(), Instant::now() >= next) {
                 match self.register(channel, instances.clone(), ready).await {
                     Ok(lease) => {
-                        if told.is_none() {
-                            tracing::info!(ready, lease_s = lease.as_secs(), "registered");
-                        }
                         backoff.reset();
                         told = Some((instances, ready));
-                        ever_told = true;
+                        // Not news to people when only the connection is another.
+                        if told != last_told {
+                            tracing::info!(ready, lease_s = lease.as_secs(), "registered");
+                            last_told.clone_from(&told);
+                        }
                         next = Instant::now() + lease.mul_f64(RENEW_AT * (0.8 + 0.2 * rand::random::<f64>()));
                     }
                     Err(reason) => {
@@ -112,7 +113,7 @@ impl Registration {
             tokio::select! {
                 leave = self.leave.recv() => {
                     if let Some(leave) = leave {
-                        let left = self.deregister(ever_told, leave.wait).await;
+                        let left = self.deregister(last_told.is_some(), leave.wait).await;
                         // Who asked may have given up.
                         let _ = leave.reply.send(left);
                     }

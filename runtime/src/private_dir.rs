@@ -7,6 +7,7 @@ use std::{
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rustix::{
@@ -23,6 +24,8 @@ const MAX_FILE: u64 = 256 << 20;
 pub struct PrivateDir {
     path: PathBuf,
     folder: OwnedFd,
+    /// One write at a time: two of one file would be in each other's way.
+    writing: Mutex<()>,
     _lock: OwnedFd,
 }
 
@@ -72,7 +75,7 @@ impl PrivateDir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock = fs::openat(&folder, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(failed("cannot be locked"))?;
         match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), folder, _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), folder, writing: Mutex::new(()), _lock: lock }),
             Err(Errno::WOULDBLOCK) => Err(PrivateDirError::InUse(path.display().to_string())),
             Err(error) => Err(failed("cannot be locked")(error)),
         }
@@ -108,6 +111,7 @@ impl PrivateDir {
     /// # Errors
     /// The old content stays.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), PrivateDirError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = format!("{name}.new");
         let failed = |action: &'static str| move |error: Errno| self.failed(name, action, error.into());
         // Left over by a crash, or put there by someone else: not to be written through.
@@ -254,6 +258,20 @@ mod tests {
         std::fs::create_dir(outer.path().join("real")).unwrap();
         symlink("real", &path).unwrap();
         assert!(PrivateDir::open(&path).is_err());
+    }
+
+    #[test]
+    fn writers_of_one_file_do_not_meet() {
+        let (_outer, path) = folder();
+        let dir = PrivateDir::open(&path).unwrap();
+        std::thread::scope(|scope| {
+            for content in [[b'a'; 999], [b'b'; 999], [b'c'; 999]] {
+                let dir = &dir;
+                scope.spawn(move || (0..20).for_each(|_| dir.write("bundle.json", &content).unwrap()));
+            }
+        });
+        let read = dir.read("bundle.json").unwrap().unwrap();
+        assert!(read.len() == 999 && read.iter().all(|byte| *byte == read[0]));
     }
 
     #[test]
