@@ -28,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::store::{Revision, Store, StoreError};
 
 pub use self::{
-    apply::{Action, Applied, ApplyError, Author, Operation, OperationResult, RollbackError},
+    apply::{Action, Applied, ApplyError, Author, Operation, OperationFault, OperationResult, RollbackError},
     change::{Change, ChangeSet, Changes, Update},
     registration::Registration,
     revisions::{Counts, Difference, RevisionError, RevisionNumber, RevisionSummary, Revisions},

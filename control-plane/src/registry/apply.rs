@@ -1,10 +1,6 @@
 //! Writing objects: several operations, checked together, committed as one.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use heddle_api::{
     problem::Fault,
@@ -80,12 +76,21 @@ pub struct Author {
     pub reason: Option<String>,
 }
 
+/// What is wrong with one of the operations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperationFault {
+    /// Index of the operation.
+    pub operation: usize,
+    /// What is wrong, with its path in the operation's object.
+    pub fault: Fault,
+}
+
 /// Why nothing was applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The objects do not fit together, or with those that are there.
     #[error("the objects do not fit together")]
-    Invalid(Vec<Fault>),
+    Invalid(Vec<OperationFault>),
     /// An object to delete does not exist.
     #[error("there is no {0} {1}")]
     NotFound(ObjectKind, Name),
@@ -188,7 +193,7 @@ pub enum RollbackError {
 fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, ApplyError> {
     let mut next = view.clone();
     let mut results = Vec::with_capacity(operations.len());
-    let mut changes: BTreeMap<(ObjectKind, Name), (usize, Change)> = BTreeMap::new();
+    let mut changes = Vec::new();
     let mut seen = BTreeSet::new();
     let mut faults = Vec::new();
     for (index, operation) in operations.iter().enumerate() {
@@ -197,10 +202,8 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
             Operation::Delete { kind, name, if_match } => (*kind, name.clone(), *if_match),
         };
         if !seen.insert((kind, name.clone())) {
-            faults.push(Fault::new(
-                format!("operations[{index}]"),
-                format!("{kind} {name} is named by an earlier operation already; name each object once"),
-            ));
+            let message = format!("{kind} {name} is named by an earlier operation already; name each object once");
+            faults.push(OperationFault { operation: index, fault: Fault::new("", message) });
             continue;
         }
         let before = view.object(kind, &name).cloned();
@@ -224,16 +227,14 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
         };
         if action != Action::Unchanged {
             next.with(kind, name.clone(), after.clone());
-            changes.insert((kind, name.clone()), (index, Change { kind, name, before, after }));
+            changes.push((index, Change { kind, name, before, after }));
         }
         results.push(OperationResult { action, object });
     }
-    faults.extend(references::check(&next, changes.values().map(|(index, change)| (*index, change))));
+    faults.extend(references::check(&next, &changes));
     if !faults.is_empty() {
         return Err(ApplyError::Invalid(faults));
     }
-    let mut changes: Vec<_> = changes.into_values().collect();
-    changes.sort_by_key(|(index, _)| *index);
     Ok(Plan { results, changes: changes.into_iter().map(|(_, change)| change).collect() })
 }
 
