@@ -135,3 +135,39 @@ impl fmt::Display for Addresses {
         write!(f, ", health {}", self.health)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_taken_is_told_by_the_name_of_its_setting() {
+        let first = bind("health", ([127, 0, 0, 1], 0).into()).unwrap();
+        let address = first.local_addr().unwrap();
+        let error = crate::control_plane::causes(&bind("outbound.httpProxy", address).unwrap_err());
+        assert!(error.starts_with(&format!("outbound.httpProxy: cannot listen on {address}: ")), "{error}");
+        drop(first);
+        bind("health", address).unwrap();
+    }
+
+    #[test]
+    fn addresses_are_told_as_those_who_start_proxies_read_them() {
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let addresses = Addresses {
+            inbound: at(1),
+            captured: None,
+            http_proxy: Some(at(2)),
+            upstreams: BTreeMap::from([("db".to_owned(), at(3))]),
+            admin: Some(at(4)),
+            health: at(5),
+        };
+        let expected = serde_json::json!({
+            "inbound": "127.0.0.1:1",
+            "httpProxy": "127.0.0.1:2",
+            "upstreams": { "db": "127.0.0.1:3" },
+            "admin": "127.0.0.1:4",
+            "health": "127.0.0.1:5",
+        });
+        assert_eq!(serde_json::to_value(&addresses).unwrap(), expected);
+    }
+}

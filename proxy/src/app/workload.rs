@@ -67,3 +67,17 @@ pub(super) fn tracing(config: &Config) -> TracingConfig {
         sampling_ratio: config.tracing.sampling_ratio,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_made_can_be_registered() {
+        for _ in 0..20 {
+            let name = generate();
+            assert!(is_name(&name) && !name.starts_with('-'), "{name}");
+        }
+        assert_ne!(generate(), generate());
+    }
+}

@@ -34,8 +34,13 @@ pub(in crate::discovery) fn inbound(
         targets.insert(number, target);
     }
     for (number, app) in apps(&targets, served) {
-        if let Some(port) = ports.get_mut(&number) {
-            port.app = Some(app);
+        match number.and_then(|number| ports.get_mut(&number)) {
+            Some(port) => port.app = Some(app),
+            // The settings' fault, not the resource's: the rest of it is good.
+            None => {
+                let ports: Vec<_> = targets.keys().collect();
+                tracing::warn!(service = name, ?number, %app, ?ports, "the service has no such port, or it is not clear which one; name it");
+            }
         }
     }
     let rules = each("rules", sent.rules, |sent| rule(sent, trust_domain))?;
@@ -61,20 +66,15 @@ fn inbound_port(sent: proto::InboundPort) -> Result<(u16, u16, InboundPort), Rea
 
 /// Which service port leads to which address of the application. Without settings every port does,
 /// at its target port; a setting without a service port means the one whose target port is the
-/// application's, or else the only one.
-fn apps(targets: &BTreeMap<u16, u16>, served: &[ServedPort]) -> Vec<(u16, SocketAddr)> {
+/// application's, or else the only one; `None` where that is none.
+fn apps(targets: &BTreeMap<u16, u16>, served: &[ServedPort]) -> Vec<(Option<u16>, SocketAddr)> {
     if served.is_empty() {
-        return targets
-            .iter()
-            .map(|(port, target)| (*port, SocketAddr::from((Ipv4Addr::LOCALHOST, *target))))
-            .collect();
+        let at_target = |(port, target): (&u16, &u16)| (Some(*port), SocketAddr::from((Ipv4Addr::LOCALHOST, *target)));
+        return targets.iter().map(at_target).collect();
     }
     let by_target = |app: SocketAddr| targets.iter().find(|(_, target)| **target == app.port()).map(|(port, _)| *port);
     let only = || if targets.len() == 1 { targets.keys().next().copied() } else { None };
-    served
-        .iter()
-        .filter_map(|served| Some((served.port.or_else(|| by_target(served.app)).or_else(only)?, served.app)))
-        .collect()
+    served.iter().map(|served| (served.port.or_else(|| by_target(served.app)).or_else(only), served.app)).collect()
 }
 
 fn rule(sent: proto::AuthorizationRule, trust_domain: &TrustDomain) -> Result<Rule, Reason> {
