@@ -154,7 +154,15 @@ impl Registrations {
             let said = format!("{} has {mine} registered workloads already", registration.identity);
             return Err(Status::resource_exhausted(said));
         }
-        self.0.registry.register(registration).await.map_err(|error| unavailable(&error))?;
+        // The lease first: when the mesh learns of the workload, it must know whether it is ready.
+        let name = &registration.name;
+        let changed = self.leases().grant(name, ready, Instant::now());
+        if let Err(error) = self.0.registry.register(registration).await {
+            if view.registration(name).is_none() {
+                self.leases().end(name);
+            }
+            return Err(unavailable(&error));
+        }
         for name in superseded {
             self.0.registry.deregister(&name).await.map_err(|error| unavailable(&error))?;
             self.leases().end(&name);
@@ -165,7 +173,7 @@ impl Registrations {
             address = %registration.address,
             "registered"
         );
-        Ok(self.leases().grant(&registration.name, ready, Instant::now()))
+        Ok(changed)
     }
 
     /// Tells the mesh at once about readiness, which the store does not know.

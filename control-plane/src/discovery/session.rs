@@ -108,15 +108,19 @@ enum Told {
 struct Held {
     /// Subscribed names that stand for it.
     names: BTreeSet<Arc<str>>,
+    /// The version sent last; answers to earlier ones count for nothing.
     sent: Option<Arc<str>>,
-    applied: Option<Arc<str>>,
-    rejected: Option<(Arc<str>, String)>,
+    /// With which response; absent: the proxy brought it along.
+    nonce: Option<Arc<str>>,
+    /// What the proxy made of that: why not, if it rejected it.
+    answer: Option<Result<(), String>>,
 }
 
 #[derive(Debug)]
 struct Sent {
-    nonce: String,
-    resources: Vec<(Arc<str>, Arc<str>)>,
+    nonce: Arc<str>,
+    /// Canonical names.
+    resources: Vec<Arc<str>>,
 }
 
 impl Session {
@@ -211,18 +215,14 @@ impl Session {
     /// What the proxy made of the present version of a resource; `None`: it does not hold it.
     pub(super) fn standing(&self, kind: ResourceKind, name: &str, current: Option<&str>) -> Option<Standing> {
         let held = self.kinds.get(&kind)?.held.get(name)?;
-        let same = |version: &Arc<str>| Some(&**version) == current;
-        if let Some((version, reason)) = &held.rejected
-            && same(version)
-        {
-            return Some(Standing::Rejected(reason.clone()));
+        if held.sent.as_deref() != current {
+            return Some(Standing::Pending);
         }
-        match (&held.applied, current) {
-            (Some(version), Some(_)) if same(version) => Some(Standing::Applied),
-            // There is none, and the proxy has none or was told so.
-            (None, None) => Some(Standing::Applied),
-            _ => Some(Standing::Pending),
-        }
+        Some(match (&held.answer, current) {
+            (Some(Err(reason)), _) => Standing::Rejected(reason.clone()),
+            (Some(Ok(())), _) | (None, None) => Standing::Applied,
+            (None, Some(_)) => Standing::Pending,
+        })
     }
 
     /// Canonical names held, of a kind.
@@ -254,17 +254,20 @@ impl Session {
     ) -> DeltaDiscoveryResponse {
         self.nonces += 1;
         // Nonces of an earlier stream must never fit this one.
-        let nonce = format!("{}-{}", self.id, self.nonces);
-        let sent = Sent {
-            nonce: nonce.clone(),
-            resources: resources.iter().map(|out| (Arc::clone(&out.name), Arc::clone(&out.compiled.version))).collect(),
-        };
-        self.kinds.entry(kind).or_default().in_flight.push_back(sent);
+        let nonce: Arc<str> = format!("{}-{}", self.id, self.nonces).into();
+        let subscriptions = self.kinds.entry(kind).or_default();
+        for out in &resources {
+            if let Some(held) = subscriptions.held.get_mut(&out.name) {
+                held.nonce = Some(Arc::clone(&nonce));
+            }
+        }
+        let names = resources.iter().map(|out| Arc::clone(&out.name)).collect();
+        subscriptions.in_flight.push_back(Sent { nonce: Arc::clone(&nonce), resources: names });
         DeltaDiscoveryResponse {
             system_version_info: catalog.revision.to_string(),
             resources: resources.into_iter().map(|out| out.into_resource(kind)).collect(),
             type_url: kind.type_url().to_owned(),
-            nonce,
+            nonce: nonce.to_string(),
             removed_resources: removed,
         }
     }
@@ -360,7 +363,7 @@ impl Subscriptions {
                 self.gone.insert(Arc::clone(name));
             }
             if let Some(held) = subscription.target.as_ref().and_then(|target| self.held.get_mut(target)) {
-                (held.sent, held.applied, held.rejected) = (None, None, None);
+                (held.sent, held.answer) = (None, None);
             }
             return;
         };
@@ -369,7 +372,7 @@ impl Subscriptions {
         let known = |version: Option<&String>| version.is_some_and(|version| **version == *compiled.version);
         if held.sent.is_none() && known(self.resumed.get(&*target)) {
             held.sent = Some(Arc::clone(&compiled.version));
-            held.applied = Some(Arc::clone(&compiled.version));
+            held.answer = Some(Ok(()));
         }
         if subscription.told != Told::Resource && held.sent.as_ref() == Some(&compiled.version) && known(resumed) {
             subscription.told = Told::Resource;
@@ -440,6 +443,7 @@ impl Subscriptions {
                 continue;
             };
             held.sent = Some(Arc::clone(&compiled.version));
+            held.answer = None;
             self.gone.remove(&target);
             for name in &held.names {
                 if let Some(subscription) = self.names.get_mut(name) {
@@ -466,7 +470,7 @@ impl Subscriptions {
 
     /// The proxy's answer to a response. One to a response that was never sent says nothing.
     fn answered(&mut self, nonce: &str, error: Option<&Status>, handled: &mut Handled) {
-        let Some(position) = self.in_flight.iter().position(|sent| sent.nonce == nonce) else {
+        let Some(position) = self.in_flight.iter().position(|sent| *sent.nonce == *nonce) else {
             return;
         };
         let Some(sent) = self.in_flight.remove(position) else {
@@ -475,16 +479,12 @@ impl Subscriptions {
         let rejections = error.map(|error| rejections(&error.message, &sent.resources));
         handled.acknowledged = rejections.is_none();
         handled.rejected = rejections.is_some();
-        for (name, version) in sent.resources {
-            let Some(held) = self.held.get_mut(&name) else {
-                continue;
-            };
-            match rejections.as_ref().and_then(|rejections| rejections.get(&name)) {
-                Some(reason) => held.rejected = Some((version, reason.clone())),
-                None => {
-                    held.applied = Some(version);
-                    held.rejected = None;
-                }
+        for name in sent.resources {
+            if let Some(held) = self.held.get_mut(&name)
+                && held.nonce.as_ref() == Some(&sent.nonce)
+            {
+                let reason = rejections.as_ref().and_then(|rejections| rejections.get(&name));
+                held.answer = Some(reason.map_or(Ok(()), |reason| Err(reason.clone())));
             }
         }
     }
@@ -492,19 +492,16 @@ impl Subscriptions {
 
 /// Which resources of a response were rejected and why: one line for each, `<name>: <reason>`; if no
 /// line says so, all of them.
-fn rejections(message: &str, resources: &[(Arc<str>, Arc<str>)]) -> HashMap<Arc<str>, String> {
+fn rejections(message: &str, resources: &[Arc<str>]) -> HashMap<Arc<str>, String> {
     const MAX_REASON: usize = 1024;
     let clip = |text: &str| text.chars().take(MAX_REASON).collect::<String>();
-    let named: HashMap<_, _> = (message.lines())
-        .filter_map(|line| {
-            let (name, _) = resources
-                .iter()
-                .find(|(name, _)| line.strip_prefix(&**name).is_some_and(|rest| rest.starts_with(": ")))?;
-            Some((Arc::clone(name), clip(line[name.len() + 2..].trim())))
-        })
+    let sent: BTreeSet<&str> = resources.iter().map(|name| &**name).collect();
+    let named: HashMap<Arc<str>, String> = (message.lines())
+        .filter_map(|line| line.split_once(": "))
+        .filter_map(|(name, reason)| Some((Arc::from(*sent.get(name)?), clip(reason))))
         .collect();
     if named.is_empty() {
-        return resources.iter().map(|(name, _)| (Arc::clone(name), clip(message))).collect();
+        return resources.iter().map(|name| (Arc::clone(name), clip(message))).collect();
     }
     named
 }

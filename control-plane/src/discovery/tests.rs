@@ -367,6 +367,26 @@ fn an_answer_is_for_the_response_of_its_nonce() {
 }
 
 #[test]
+fn what_was_applied_once_is_pending_when_it_comes_back() {
+    let mut world = World::new(SHOP);
+    let with_port =
+        |port: u16| format!("{{kind: Service, metadata: {{name: orders}}, spec: {{ports: [{{port: {port}}}]}}}}");
+    world.put(&with_port(1));
+    world.subscribe(Service, ["shop/orders"]);
+    world.told();
+    world.put(&with_port(2));
+    let (_, unanswered) = world.next().unwrap();
+    world.put(&with_port(1));
+    assert_eq!(world.standing(Service, "shop/orders"), Some(Standing::Pending), "the proxy may hold the other by now");
+    let (_, back) = world.next().unwrap();
+    assert_eq!(world.standing(Service, "shop/orders"), Some(Standing::Pending));
+    world.answer(Service, &unanswered.nonce, None);
+    assert_eq!(world.standing(Service, "shop/orders"), Some(Standing::Pending));
+    world.answer(Service, &back.nonce, None);
+    assert_eq!(world.standing(Service, "shop/orders"), Some(Standing::Applied));
+}
+
+#[test]
 fn a_rejection_is_of_the_resources_that_it_names() {
     let mut world = World::new(SHOP);
     world.subscribe(Service, ["shop/orders", "shop/payments"]);

@@ -1,1 +1,298 @@
+use std::time::SystemTime;
 
+use heddle_api::proto::registration::Instance;
+use heddle_certs::{SystemClock, TrustDomain, verify};
+use tonic::Code;
+
+use super::*;
+use crate::{
+    compile::tests::bundle,
+    follow,
+    mesh::{Mesh, tests::objects},
+    registry::{Author, Operation},
+    store::{RedbOptions, RedbStore},
+};
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// A control plane without listeners.
+struct World {
+    folder: tempfile::TempDir,
+    registry: Arc<Registry>,
+    registrations: Registrations,
+    hub: Hub,
+    stop: drain::Signal,
+}
+
+impl World {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = Self::open(folder).await;
+        world.apply("{kind: Service, metadata: {name: orders}, spec: {ports: [{port: 80}]}}").await;
+        world.apply("{kind: Service, metadata: {name: shared}, spec: {ports: [{port: 80}], serviceAccounts: [orders, batch]}}").await;
+        world
+    }
+
+    async fn open(folder: tempfile::TempDir) -> Self {
+        let store = RedbStore::open(&folder.path().join("store.redb"), &RedbOptions::default()).unwrap();
+        let registry = Registry::open(Arc::new(store)).await.unwrap();
+        let metrics = Metrics::new().unwrap();
+        let trust_domain = TrustDomain::new("td").unwrap();
+        let hub = Hub::new(Mesh::new(trust_domain.clone()), bundle(), metrics.clone());
+        let registrations =
+            Registrations::new(Arc::clone(&registry), hub.clone(), LEASE, SystemClock::shared(), metrics);
+        let (view, changes) = registry.subscribe();
+        hub.replace(view.revision(), follow::mesh_of(&view, &trust_domain, &registrations));
+        let (stop, watch) = drain::channel();
+        watch.spawn(follow::follow(changes, hub.clone(), registrations.clone(), trust_domain, watch.clone()));
+        Self { folder, registry, registrations, hub, stop }
+    }
+
+    /// Stops and starts again with the same store.
+    async fn restart(self) -> Self {
+        let Self { folder, registry, registrations, hub, stop } = self;
+        stop.drain();
+        stop.finished().await;
+        drop((registry, registrations, hub));
+        Self::open(folder).await
+    }
+
+    async fn apply(&self, yaml: &str) {
+        let operations = objects(yaml).into_iter().map(|object| Operation::Apply { object, if_match: None }).collect();
+        let author = Author { name: "tester".to_owned(), reason: None };
+        self.registry.apply(operations, &author, false).await.unwrap();
+        self.settle().await;
+    }
+
+    /// Waits until the mesh is where the registry is.
+    async fn settle(&self) {
+        let revision = self.registry.view().revision();
+        assert!(self.hub.reached(revision, Instant::now() + Duration::from_secs(10)).await);
+    }
+
+    async fn register(&self, account: &str, request: RegisterRequest) -> Result<RegisterResponse, Status> {
+        let answer = self.registrations.register(&peer(account), request).await;
+        self.settle().await;
+        answer
+    }
+
+    async fn deregister(&self, account: &str, workload: &str) -> Result<DeregisterResponse, Status> {
+        let request = DeregisterRequest { workload: workload.to_owned(), wait_milliseconds: 1000 };
+        self.registrations.deregister(&peer(account), request).await
+    }
+
+    /// Endpoints of a service: workload and readiness.
+    fn endpoints(&self, service: &str) -> Vec<(String, bool)> {
+        self.hub.read(|mesh| {
+            let name = Name::parse(service).unwrap();
+            let found = mesh.registered_workloads(&name);
+            found.map(|workload| (workload.name.name.to_string(), workload.ready)).collect()
+        })
+    }
+}
+
+fn peer(account: &str) -> Peer {
+    let id = format!("spiffe://td/ns/shop/sa/{account}").parse().unwrap();
+    let not_after = SystemTime::now() + Duration::from_secs(3600);
+    Peer { address: "10.0.0.1:40000".parse().unwrap(), certificate: Some(verify::Peer { id, not_after }) }
+}
+
+fn request(workload: &str, services: &[&str]) -> RegisterRequest {
+    let instance = |service: &&str| Instance { service: (*service).to_owned(), ports: Vec::new() };
+    RegisterRequest {
+        workload: workload.to_owned(),
+        instances: services.iter().map(instance).collect(),
+        address: ":15006".to_owned(),
+        ready: true,
+        ..RegisterRequest::default()
+    }
+}
+
+fn on_port(request: RegisterRequest, port: u16) -> RegisterRequest {
+    RegisterRequest { address: format!(":{port}"), ..request }
+}
+
+#[tokio::test]
+async fn a_workload_is_an_endpoint_of_the_services_that_list_it() {
+    let world = World::new().await;
+    let answer = world.register("orders", request("orders-1", &["shop/orders", "shop/shared"])).await.unwrap();
+    assert_eq!(answer.lease_seconds, 30);
+    assert_eq!(world.endpoints("shop/orders"), [("orders-1".to_owned(), true)]);
+    assert_eq!(world.endpoints("shop/shared"), [("orders-1".to_owned(), true)]);
+    assert!(world.deregister("orders", "orders-1").await.unwrap().acknowledged);
+    assert_eq!(world.endpoints("shop/orders"), []);
+    assert!(world.deregister("orders", "orders-1").await.unwrap().acknowledged, "again");
+}
+
+#[tokio::test]
+async fn what_is_not_the_callers_is_refused_whole() {
+    let world = World::new().await;
+    let ports = |ports: &[u32]| {
+        let mut request = request("w", &["shop/orders"]);
+        request.instances[0].ports = ports.to_vec();
+        request
+    };
+    let denied = Code::PermissionDenied;
+    let invalid = Code::InvalidArgument;
+    for (what, account, request, code) in [
+        ("another account", "batch", request("w", &["shop/orders"]), denied),
+        ("one of two", "batch", request("w", &["shop/shared", "shop/orders"]), denied),
+        ("no such service", "orders", request("w", &["shop/nothing"]), denied),
+        ("another namespace", "orders", request("w", &["other/orders"]), denied),
+        ("not a name", "orders", request("w", &["orders"]), invalid),
+        ("twice", "orders", request("w", &["shop/orders", "shop/orders"]), invalid),
+        ("port 0", "orders", ports(&[0]), invalid),
+        ("port 65536", "orders", ports(&[65_536]), invalid),
+        ("name", "orders", request("W/..", &["shop/orders"]), invalid),
+        ("long name", "orders", request(&"w".repeat(1000), &["shop/orders"]), invalid),
+        ("address", "orders", RegisterRequest { address: "10.9.9.9:1".to_owned(), ..request("w", &[]) }, denied),
+        ("zone", "orders", RegisterRequest { zone: "z".repeat(1000), ..request("w", &[]) }, invalid),
+        (
+            "labels",
+            "orders",
+            RegisterRequest {
+                labels: (0..100).map(|index| (index.to_string(), String::new())).collect(),
+                ..request("w", &[])
+            },
+            invalid,
+        ),
+        ("services", "orders", request("w", &["shop/orders"; 65]), invalid),
+    ] {
+        let status = world.register(account, request).await.expect_err(what);
+        assert_eq!(status.code(), code, "{what}: {status}");
+        assert!(world.registry.view().registrations(None, None).next().is_none(), "{what}");
+    }
+    let nobody = Peer { certificate: None, ..peer("orders") };
+    let status = world.registrations.register(&nobody, request("w", &[])).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    let mut expired = peer("orders");
+    expired.certificate.as_mut().unwrap().not_after = SystemTime::now() - Duration::from_secs(1);
+    let status = world.registrations.register(&expired, request("w", &[])).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    let mut control_plane = peer("orders");
+    control_plane.certificate.as_mut().unwrap().id = SpiffeId::control_plane(&TrustDomain::new("td").unwrap());
+    let status = world.registrations.register(&control_plane, request("w", &[])).await.unwrap_err();
+    assert_eq!(status.code(), denied);
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_the_identity_that_has_it() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/shared"])).await.unwrap();
+    let taken = world.register("batch", on_port(request("w", &["shop/shared"]), 2)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::PermissionDenied);
+    assert_eq!(world.deregister("batch", "w").await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(world.endpoints("shop/shared").len(), 1);
+    world.deregister("orders", "w").await.unwrap();
+    world.register("batch", on_port(request("w", &["shop/shared"]), 2)).await.unwrap();
+
+    let declared = "{kind: Workload, metadata: {name: d}, spec: {address: 10.0.0.9, inboundPort: 1, serviceAccount: batch, services: [{name: shared}]}}";
+    world.apply(declared).await;
+    let hidden = world.register("orders", request("d", &["shop/shared"])).await.unwrap_err();
+    assert_eq!(hidden.code(), Code::PermissionDenied, "it would hide the declared workload");
+    let there = RegisterRequest { address: "10.0.0.9:7".to_owned(), ..request("d", &["shop/shared"]) };
+    world.register("batch", there).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_listens_at_an_address_supersedes_who_did() {
+    let world = World::new().await;
+    world.register("orders", request("before", &["shop/shared"])).await.unwrap();
+    world.register("batch", request("stranger", &["shop/shared"])).await.unwrap();
+    world.register("orders", on_port(request("elsewhere", &["shop/shared"]), 7)).await.unwrap();
+    world.register("orders", request("after", &["shop/shared"])).await.unwrap();
+    let mut names: Vec<_> = world.endpoints("shop/shared").into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, ["after", "elsewhere", "stranger"]);
+}
+
+#[tokio::test]
+async fn renewals_write_nothing_and_tell_readiness() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    let revision = world.registry.store().revision();
+    for ready in [true, true, false, false, true] {
+        let renewal = RegisterRequest { ready, ..request("w", &["shop/orders"]) };
+        world.register("orders", renewal).await.unwrap();
+        assert_eq!(world.endpoints("shop/orders"), [("w".to_owned(), ready)]);
+    }
+    assert_eq!(world.registry.store().revision(), revision);
+    // Something else that concerns the endpoint does not make it ready again.
+    world.register("orders", RegisterRequest { ready: false, ..request("w", &["shop/orders"]) }).await.unwrap();
+    let changed = RegisterRequest { ready: false, zone: "z".to_owned(), ..request("w", &["shop/orders"]) };
+    world.register("orders", changed).await.unwrap();
+    assert_eq!(world.endpoints("shop/orders"), [("w".to_owned(), false)]);
+    assert_eq!(world.registry.store().revision(), revision + 1);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_ends() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    world.register("orders", on_port(request("v", &["shop/orders"]), 2)).await.unwrap();
+    let start = Instant::now();
+    for second in 1..=29 {
+        world.registrations.expire_once(start + Duration::from_secs(second)).await;
+    }
+    world.settle().await;
+    assert_eq!(world.endpoints("shop/orders").len(), 2);
+    world.registrations.leases().renew(&Name::new("shop", "v"), true, start + Duration::from_secs(29));
+    world.registrations.expire_once(start + Duration::from_secs(31)).await;
+    world.settle().await;
+    assert_eq!(world.endpoints("shop/orders"), [("v".to_owned(), true)]);
+    assert!(world.registry.view().registration(&Name::new("shop", "w")).is_none());
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    assert_eq!(world.endpoints("shop/orders").len(), 2, "back when it calls again");
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everyone_for_a_full_lease() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    let world = world.restart().await;
+    assert_eq!(world.endpoints("shop/orders"), [("w".to_owned(), true)]);
+    let start = Instant::now();
+    for second in 1..=29 {
+        world.registrations.expire_once(start + Duration::from_secs(second)).await;
+    }
+    assert_eq!(world.endpoints("shop/orders").len(), 1);
+    let revision = world.registry.store().revision();
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    assert_eq!(world.registry.store().revision(), revision, "it calls as if nothing had been");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_are_looked_at_by_themselves() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    let (stop, watch) = drain::channel();
+    watch.spawn(world.registrations.clone().expire(watch.clone()));
+    tokio::time::sleep(LEASE / 2).await;
+    assert_eq!(world.endpoints("shop/orders").len(), 1);
+    let deadline = Instant::now() + LEASE * 4;
+    while !world.endpoints("shop/orders").is_empty() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.drain();
+    stop.finished().await;
+}
+
+#[tokio::test]
+async fn endpoints_follow_a_service_that_comes_and_goes() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    let compiled = |world: &World| {
+        world.hub.read(|mesh| {
+            crate::compile::compile(mesh, &bundle(), crate::compile::ResourceKind::Endpoints, "shop/orders")
+                .map(|compiled| compiled.body.len() > 20)
+        })
+    };
+    assert_eq!(compiled(&world), Some(true));
+    world
+        .apply("{kind: Service, metadata: {name: orders}, spec: {ports: [{port: 80}], serviceAccounts: [batch]}}")
+        .await;
+    assert_eq!(compiled(&world), Some(false), "its account is no longer listed");
+    world.apply("{kind: Service, metadata: {name: orders}, spec: {ports: [{port: 80}]}}").await;
+    assert_eq!(compiled(&world), Some(true));
+}
