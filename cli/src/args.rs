@@ -25,6 +25,7 @@ pub(crate) struct Cli {
 
 /// For every command.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "For every command")]
 pub(crate) struct Global {
     /// Context to use instead of the file's current one.
     #[arg(long, global = true, value_name = "NAME", env = "HEDDLE_CONTEXT")]

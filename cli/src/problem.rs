@@ -111,7 +111,7 @@ impl Problem {
                 "the token of this context is not (or no longer) valid; make one with `heddle api-token create` as an admin, or set HEDDLE_TOKEN"
             }
             403 => "this token's role does not allow it; use a context with an operator's or admin's token",
-            404 if self.request.contains(" /v1/") && !self.request.starts_with("POST") => {
+            404 if self.request.contains("/namespaces/") => {
                 "`heddle get KIND -A` lists what there is"
             }
             409 | 412 => {
