@@ -36,6 +36,17 @@ pub enum AuthorityFileError {
     /// The file is damaged.
     #[error("{AUTHORITY} in the data folder cannot be read: restore it from a backup")]
     Damaged(#[source] serde_json::Error),
+    /// It speaks for another trust domain.
+    #[error(
+        "setting trustDomain: {asked:?}, but the data folder has the authority of {made_for:?}; \
+         another trust domain needs another data folder"
+    )]
+    TrustDomain {
+        /// The authority's.
+        made_for: String,
+        /// The setting.
+        asked: String,
+    },
     /// What is in the files is no authority for this trust domain.
     #[error("{place} holds no authority for this trust domain")]
     Unusable {
@@ -60,6 +71,7 @@ pub struct Signer {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct AtRest {
+    trust_domain: String,
     epoch: u64,
     roots_pem: String,
     issuer_chain_pem: String,
@@ -166,6 +178,10 @@ fn load_or_make(
         return Ok(made);
     };
     let rest: AtRest = serde_json::from_slice(&bytes).map_err(AuthorityFileError::Damaged)?;
+    if rest.trust_domain != trust_domain.as_str() {
+        let (made_for, asked) = (rest.trust_domain, trust_domain.to_string());
+        return Err(AuthorityFileError::TrustDomain { made_for, asked });
+    }
     let pem = AuthorityPem {
         epoch: rest.epoch,
         roots_pem: rest.roots_pem,
@@ -180,6 +196,7 @@ fn load_or_make(
 fn save(data: &PrivateDir, authority: &Authority) -> Result<(), PrivateDirError> {
     let pem = authority.to_pem();
     let rest = AtRest {
+        trust_domain: authority.bundle().trust_domain().to_string(),
         epoch: pem.epoch,
         roots_pem: pem.roots_pem,
         issuer_chain_pem: pem.issuer_chain_pem,

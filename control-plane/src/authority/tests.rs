@@ -1,1 +1,109 @@
+use std::{os::unix::fs::PermissionsExt, time::SystemTime};
 
+use heddle_certs::{ManualClock, authority::ISSUER_LIFETIME};
+
+use super::*;
+
+struct World {
+    folder: tempfile::TempDir,
+    clock: ManualClock,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), clock: ManualClock::new(SystemTime::now()) }
+    }
+
+    fn data(&self) -> Arc<PrivateDir> {
+        Arc::new(PrivateDir::open(&self.folder.path().join("data")).unwrap())
+    }
+
+    fn open(&self, external: Option<&Path>) -> Result<Signer, AuthorityFileError> {
+        let trust_domain = TrustDomain::new("td").unwrap();
+        Signer::open(&trust_domain, &self.data(), external, Arc::new(self.clock.clone()), Metrics::new().unwrap())
+    }
+
+    fn sign(&self, signer: &Signer) -> Result<Svid, AuthorityError> {
+        let id = "spiffe://td/ns/shop/sa/orders".parse().unwrap();
+        signer.issue(&id, &SignOptions::new(Duration::from_secs(60), self.clock.now()))
+    }
+}
+
+fn issuer_expiry(signer: &Signer) -> i64 {
+    signer.metrics.certificate_expiry.with_label_values(&["issuer"]).get()
+}
+
+#[test]
+fn it_is_made_once() {
+    let world = World::new();
+    let first = world.open(None).unwrap().bundle();
+    let again = world.open(None).unwrap();
+    assert_eq!((again.bundle().roots(), again.bundle().epoch()), (first.roots(), first.epoch()));
+    world.sign(&again).unwrap();
+}
+
+#[test]
+fn its_issuer_is_replaced_in_time_and_the_new_one_kept() {
+    let world = World::new();
+    let signer = world.open(None).unwrap();
+    let expiry = issuer_expiry(&signer);
+    world.clock.advance(ISSUER_LIFETIME / 2);
+    signer.maintain();
+    assert_eq!(issuer_expiry(&signer), expiry, "too early");
+    world.clock.advance(ISSUER_LIFETIME / 4);
+    signer.maintain();
+    let renewed = issuer_expiry(&signer);
+    assert!(renewed > expiry);
+    world.clock.advance(ISSUER_LIFETIME / 2);
+    world.sign(&signer).expect("the first issuer has expired");
+    let bundle = signer.bundle();
+    drop(signer);
+    let again = world.open(None).unwrap();
+    assert_eq!(issuer_expiry(&again), renewed);
+    assert_eq!(again.bundle(), bundle);
+}
+
+#[test]
+fn an_expired_issuer_signs_nothing_until_it_is_replaced() {
+    let world = World::new();
+    let signer = world.open(None).unwrap();
+    world.clock.advance(ISSUER_LIFETIME + Duration::from_secs(1));
+    assert_eq!(world.sign(&signer).unwrap_err(), AuthorityError::IssuerExpired);
+    signer.maintain();
+    world.sign(&signer).unwrap();
+}
+
+#[test]
+fn one_of_another_trust_domain_is_refused() {
+    let world = World::new();
+    world.open(None).unwrap();
+    let other = TrustDomain::new("other").unwrap();
+    let opened = Signer::open(&other, &world.data(), None, Arc::new(world.clock.clone()), Metrics::new().unwrap());
+    let error = opened.unwrap_err().to_string();
+    assert!(error.contains("trustDomain") && error.contains("td") && error.contains("other"), "{error}");
+}
+
+#[test]
+fn the_epoch_of_foreign_roots_grows_when_they_change() {
+    let world = World::new();
+    let theirs = world.folder.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    let put = || {
+        let pem = Authority::create(TrustDomain::new("td").unwrap(), world.clock.now()).unwrap().to_pem();
+        for (name, text) in
+            [("roots.pem", pem.roots_pem), ("issuer.pem", pem.issuer_chain_pem), ("issuer.key", pem.issuer_key_pem)]
+        {
+            std::fs::write(theirs.join(name), text).unwrap();
+            std::fs::set_permissions(theirs.join(name), PermissionsExt::from_mode(0o600)).unwrap();
+        }
+    };
+    put();
+    let epoch = || world.open(Some(&theirs)).unwrap().bundle().epoch();
+    assert_eq!([epoch(), epoch()], [1, 1]);
+    put();
+    assert_eq!([epoch(), epoch()], [2, 2]);
+    let signer = world.open(Some(&theirs)).unwrap();
+    world.clock.advance(ISSUER_LIFETIME);
+    signer.maintain();
+    assert!(!world.folder.path().join("data").join(AUTHORITY).exists(), "theirs to replace");
+}
