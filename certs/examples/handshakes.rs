@@ -13,11 +13,11 @@ use heddle_certs::{
     Authority, SignOptions, SpiffeId, SystemClock, TrustDomain,
     tls::{self, ClientAuth},
 };
+use rustix::time::{ClockId, clock_gettime};
 use rustls::{
     ClientConfig, ClientConnection, ConnectionCommon, HandshakeKind, ServerConfig, ServerConnection, SideData,
     client::Resumption, crypto::aws_lc_rs::Ticketer, server::ServerSessionMemoryCache,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -122,3 +122,58 @@ fn whatever_else_a_request_asks_for_is_not_read() {
     let key = key(&PKCS_ECDSA_P256_SHA256);
     assert!(verify(&request(&params, &key)).is_ok());
 }
+
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(content.len()).unwrap();
+    let len = if len < 0x80 { vec![len] } else { vec![0x81, len] };
+    [&[tag][..], &len, content].concat()
+}
+
+/// A request for a P-256 key, made and signed by hand.
+fn by_hand(version: &[u8], point: impl FnOnce(&[u8]) -> Vec<u8>, after_attributes: &[u8]) -> Vec<u8> {
+    let key = key(&PKCS_ECDSA_P256_SHA256);
+    let key_algorithm = element(SEQUENCE, &ECDSA_P256_SHA256.public_key_alg_id());
+    let point = element(BIT_STRING, &[&[0], &point(key.public_key_raw())[..]].concat());
+    let info = [
+        &element(INTEGER, version)[..],
+        &element(SEQUENCE, &[]),
+        &element(SEQUENCE, &[key_algorithm, point].concat()),
+        &element(ATTRIBUTES, &[]),
+        after_attributes,
+    ];
+    let info = element(SEQUENCE, &info.concat());
+    let signature = element(BIT_STRING, &[&[0], &key.sign(&info).unwrap()[..]].concat());
+    let signature_algorithm = element(SEQUENCE, &ECDSA_P256_SHA256.signature_alg_id());
+    element(SEQUENCE, &[info, signature_algorithm, signature].concat())
+}
+
+#[test]
+fn requests_by_hand_keep_to_the_form() {
+    let whole = |point: &[u8]| point.to_vec();
+    assert!(verify(&by_hand(&[0], whole, &[])).is_ok());
+    assert_eq!(verify(&by_hand(&[1], whole, &[])), Err(CsrError::Malformed), "version");
+    assert_eq!(verify(&by_hand(&[0, 0], whole, &[])), Err(CsrError::Malformed), "version in two bytes");
+    assert_eq!(verify(&by_hand(&[0], whole, &[5, 0])), Err(CsrError::Malformed), "something after the attributes");
+    let compressed = |point: &[u8]| [&[2 + point[64] % 2], &point[1..33]].concat();
+    assert_eq!(verify(&by_hand(&[0], compressed, &[])), Err(CsrError::KeyKind));
+    assert_eq!(verify(&by_hand(&[0], |_| vec![], &[])), Err(CsrError::Malformed), "no key");
+    assert!(verify(&by_hand(&[0], |point| point[..64].to_vec(), &[])).is_err());
+    assert!(
+        verify(&by_hand(&[0], |point| [&[4], &vec![1; point.len() - 1][..]].concat(), &[])).is_err(),
+        "off the curve"
+    );
+}
+
+#[test]
+fn lengths_are_in_their_shortest_form() {
+    let read = |der: &[u8]| next(&mut &der[..], SEQUENCE).map(|(_, content)| content.len());
+    let with = |header: &[u8], len: usize| [header, &vec![0; len]].concat();
+    assert_eq!(read(&with(&[0x30, 0x7f], 0x7f)), Some(0x7f));
+    assert_eq!(read(&with(&[0x30, 0x81, 0x80], 0x80)), Some(0x80));
+    assert_eq!(read(&with(&[0x30, 0x82, 1, 0], 0x100)), Some(0x100));
+    for longer in [&[0x30, 0x81, 0x7f][..], &[0x30, 0x82, 0, 0x80], &[0x30, 0x83, 0, 1, 0], &[0x30, 0x80]] {
+        assert_eq!(read(&with(longer, 0x100)), None, "{longer:x?}");
+    }
+    assert_eq!(read(&with(&[0x31, 1], 1)), None, "another tag");
+    assert_eq!(read(&with(&[0x30, 2], 1)), None, "truncated");
+}

@@ -169,6 +169,20 @@ fn a_client_that_wants_to_resume_gets_a_full_handshake() {
     }
 }
 
+/// A server that would let clients resume, and a client that does not.
+#[test]
+fn a_client_does_not_resume_where_it_could() {
+    let mesh = Mesh::new();
+    let mut server = mesh.server(ClientAuth::Required);
+    server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    server.send_tls13_tickets = 2;
+    let (client, server) = (Arc::new(mesh.usual_client()), Arc::new(server));
+    for _ in 0..2 {
+        let pair = connect_shared(&client, &server).unwrap();
+        assert_eq!(pair.server.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
 #[test]
 fn only_tls_1_3_is_spoken() {
     let mesh = Mesh::new();

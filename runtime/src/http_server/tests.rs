@@ -63,7 +63,8 @@ async fn exchange(server: &Server, request: &str) -> String {
 
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes).await;
+    let longest = MAX_CONNECTION_AGE + HANDLER_TIMEOUT;
+    let _ = timeout(longest, stream.read_to_end(&mut bytes)).await.expect("the server keeps it open");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
