@@ -277,10 +277,10 @@ impl Handle {
             let stream = streams.get_mut(&self.id)?;
             let started = Instant::now();
             let next = stream.session.next(catalog);
-            let metrics = &self.hub.0.metrics;
-            metrics.compile_seconds.observe(started.elapsed().as_secs_f64());
             match next {
                 Next::Response(kind, response) => {
+                    let metrics = &self.hub.0.metrics;
+                    metrics.compile_seconds.observe(started.elapsed().as_secs_f64());
                     metrics.pushes.with_label_values(&[kind.label()]).inc();
                     return Some(response);
                 }

@@ -5,5 +5,10 @@
 mod discovery;
 mod identity;
 mod registration;
+mod scale;
 mod start;
 mod world;
+
+/// As in the daemon, so that its memory can be measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
