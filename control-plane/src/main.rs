@@ -1,6 +1,6 @@
 //! `heddle-control-plane`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
@@ -14,9 +14,19 @@ use heddle_runtime::{signal, telemetry};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match run(Flags::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("heddle-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(flags: Flags) -> anyhow::Result<()> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    let config = Config::new(Flags::parse().merge()?, home)?;
+    let config = Config::new(flags.merge()?, home)?;
     telemetry::init_logging(&config.log, config.log_format).context("setting log")?;
     let app = App::start(config).await?;
     tokio::select! {

@@ -1,5 +1,7 @@
 //! All streams and what they hold, behind one lock that is never kept across an await.
 
+mod report;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -9,7 +11,7 @@ use std::{
 
 use heddle_api::{
     proto::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
-    resource::{Name, ObjectKind, ObjectStatus, Rejection},
+    resource::{Name, ObjectKind, ObjectStatus},
 };
 use heddle_certs::{SpiffeId, TrustBundle};
 use tokio::{
@@ -19,6 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+pub use self::report::ProxyReport;
 use super::{
     catalog::{Catalog, Key, StreamId, Touched, Viewer},
     session::{Next, Session, Standing},
@@ -31,8 +34,6 @@ use crate::{
 
 /// Streams of one identity at once: its instances, and some that are being replaced.
 const MAX_STREAMS_PER_IDENTITY: usize = 10_000;
-/// Rejections listed in an object's status.
-const MAX_REJECTIONS: usize = 20;
 
 /// The hub. Cheap to clone; clones share all.
 #[derive(Clone, Debug)]
@@ -80,21 +81,6 @@ pub struct Proxy {
     pub since: SystemTime,
     /// When its certificate ends.
     pub certificate_expiry: SystemTime,
-}
-
-/// What is known of a connected proxy.
-#[derive(Clone, Debug)]
-pub struct ProxyReport {
-    /// The proxy.
-    pub proxy: Proxy,
-    /// Services whose inbound policy it holds, which it serves therefore.
-    pub services: Vec<String>,
-    /// Resources that it applied in their present version.
-    pub applied: usize,
-    /// Resources that it has not answered yet.
-    pub pending: usize,
-    /// Resources whose present version it rejected: kind and name, and why.
-    pub rejected: Vec<(String, String)>,
 }
 
 /// A stream's end of the hub. Dropping it ends the stream's subscriptions.
@@ -341,99 +327,6 @@ impl Inner {
             }
         }
         true
-    }
-
-    fn object_status(&mut self, kind: ObjectKind, name: &Name, generation: u64) -> ObjectStatus {
-        let mut keys = Vec::new();
-        match kind {
-            ObjectKind::Service => {
-                let itself = BTreeSet::from([Scope::Service(name.clone())]);
-                for kind in [ResourceKind::Service, ResourceKind::InboundPolicy] {
-                    keys.extend(self.catalog.watched(kind, &itself));
-                }
-            }
-            ObjectKind::MeshConfig => {
-                keys.push((ResourceKind::MeshConfig, heddle_api::resource::MESH_CONFIG_NAME.into()));
-            }
-            _ => {
-                let uses = self.catalog.mesh.uses(kind, name);
-                keys.extend(self.catalog.watched(ResourceKind::Service, &uses.services));
-                keys.extend(self.catalog.watched(ResourceKind::Endpoints, &uses.endpoints));
-                keys.extend(self.catalog.watched(ResourceKind::InboundPolicy, &uses.inbound));
-            }
-        }
-        let mut worst: BTreeMap<StreamId, Standing> = BTreeMap::new();
-        for key in keys {
-            let watchers: Vec<_> = self.catalog.watchers(key.0, &key.1).collect();
-            for id in watchers {
-                if let Some(standing) = self.standing(id, &key) {
-                    let entry = worst.entry(id).or_insert(Standing::Applied);
-                    if rank(&standing) > rank(entry) {
-                        *entry = standing;
-                    }
-                }
-            }
-        }
-        let mut status = ObjectStatus { observed_generation: generation, ..ObjectStatus::default() };
-        for (id, standing) in worst {
-            match standing {
-                Standing::Applied => status.applied += 1,
-                Standing::Pending => status.pending += 1,
-                Standing::Rejected(reason) => {
-                    if status.rejected.len() < MAX_REJECTIONS
-                        && let Some(stream) = self.streams.get(&id)
-                    {
-                        status.rejected.push(Rejection { proxy: stream.proxy.node.clone(), reason });
-                    }
-                }
-            }
-        }
-        status
-    }
-
-    fn proxies(&mut self) -> Vec<ProxyReport> {
-        let Self { catalog, streams, .. } = self;
-        let mut reports: Vec<_> = streams
-            .values()
-            .filter(|stream| !stream.replaced.is_cancelled())
-            .map(|stream| {
-                let session = &stream.session;
-                let mut report = ProxyReport {
-                    proxy: stream.proxy.clone(),
-                    services: Vec::new(),
-                    applied: 0,
-                    pending: 0,
-                    rejected: Vec::new(),
-                };
-                for kind in ResourceKind::ALL {
-                    for name in session.held(kind) {
-                        let current = catalog.resource(kind, name, session.viewer());
-                        if kind == ResourceKind::InboundPolicy && current.is_some() {
-                            report.services.push(name.to_string());
-                        }
-                        match session.standing(kind, name, current.as_ref().map(|compiled| &*compiled.version)) {
-                            Some(Standing::Applied) if current.is_some() => report.applied += 1,
-                            Some(Standing::Pending) => report.pending += 1,
-                            Some(Standing::Rejected(why)) => {
-                                report.rejected.push((format!("{} {name}", kind.label()), why));
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-                report
-            })
-            .collect();
-        reports.sort_by(|a, b| a.proxy.node.cmp(&b.proxy.node));
-        reports
-    }
-}
-
-fn rank(standing: &Standing) -> u8 {
-    match standing {
-        Standing::Applied => 0,
-        Standing::Pending => 1,
-        Standing::Rejected(_) => 2,
     }
 }
 
