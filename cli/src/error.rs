@@ -18,7 +18,7 @@ pub(crate) mod exit {
     pub(crate) const AUTH: u8 = 4;
     /// No such object.
     pub(crate) const NOT_FOUND: u8 = 5;
-    /// Somebody else changed it in the meantime.
+    /// Somebody else changed it in the meantime, or it is at odds with what is there.
     pub(crate) const CONFLICT: u8 = 6;
     /// `diff --exit-code`: there are differences.
     pub(crate) const DIFFERS: u8 = 7;
@@ -40,8 +40,8 @@ Exit codes:
   2    mistyped, or a file or context that cannot be read
   3    the control plane cannot be reached or is not ready
   4    token missing, wrong, or of a lesser role than needed
-  5    no such object
-  6    somebody else changed it in the meantime
+  5    no such object or revision
+  6    somebody else changed it in the meantime, or it is at odds with what is there
   7    `diff --exit-code`: there are differences
   8    waited in vain (`--wait`)
   125  `run`: the sidecar did not come up, the command was not started

@@ -97,7 +97,7 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> u8 {
         match self.status {
             401 | 403 => exit::AUTH,
-            404 => exit::NOT_FOUND,
+            404 | 410 => exit::NOT_FOUND,
             409 | 412 => exit::CONFLICT,
             502..=504 => exit::UNREACHABLE,
             _ => exit::REFUSED,
@@ -111,10 +111,8 @@ impl Problem {
                 "the token of this context is not (or no longer) valid; make one with `heddle api-token create` as an admin, or set HEDDLE_TOKEN"
             }
             403 => "this token's role does not allow it; use a context with an operator's or admin's token",
-            404 if self.request.contains("/namespaces/") => {
-                "`heddle get KIND -A` lists what there is"
-            }
-            409 | 412 => {
+            404 if self.request.contains("/namespaces/") => "`heddle get KIND -A` lists what there is",
+            412 => {
                 "somebody else changed it in the meantime: fetch it again (`heddle get -o yaml`), or leave metadata.resourceVersion out to overwrite"
             }
             400 | 422 => "nothing was changed",
@@ -217,7 +215,8 @@ mod tests {
 
     #[test]
     fn statuses_have_exit_codes() {
-        for (status, code) in [(400, 1), (401, 4), (403, 4), (404, 5), (409, 6), (412, 6), (422, 1), (500, 1), (503, 3)]
+        for (status, code) in
+            [(400, 1), (401, 4), (403, 4), (404, 5), (410, 5), (409, 6), (412, 6), (422, 1), (500, 1), (503, 3)]
         {
             let problem = Problem { status, ..Problem::default() };
             assert_eq!(problem.exit_code(), code, "{status}");

@@ -21,10 +21,16 @@ use crate::{
 pub(crate) async fn revisions(session: &Session, args: &RevisionsArgs) -> Result<u8, Error> {
     match *args.revisions.as_slice() {
         [one] => {
-            let revision: Value =
-                session.client.call(Method::GET, &["v1", "revisions", &one.to_string()], &[], None).await?;
-            let format = if args.output == Format::Table { Format::Yaml } else { args.output };
-            output::print_value(&revision, format)?;
+            let number = one.to_string();
+            let revision: Value = session.client.call(Method::GET, &["v1", "revisions", &number], &[], None).await?;
+            match args.output {
+                Format::Table => {
+                    let changes = revision.get("changes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                    let summary = table(std::slice::from_ref(&revision), Timestamp::now());
+                    output::print(&format!("{summary}\n{}", render_changes(changes, &session.paint)?))?;
+                }
+                format => output::print_value(&revision, format)?,
+            }
         }
         [from, to] => {
             let changes = difference(session, from, to).await?;
@@ -34,7 +40,9 @@ pub(crate) async fn revisions(session: &Session, args: &RevisionsArgs) -> Result
             }
         }
         _ => {
-            let revisions = list(session).await?;
+            let mut revisions = list(session).await?;
+            // The last one is looked for most.
+            revisions.sort_by_key(|revision| std::cmp::Reverse(revision.get("revision").and_then(Value::as_u64)));
             match args.output {
                 Format::Table => output::print(&table(&revisions, Timestamp::now()))?,
                 format => output::print_value(&revisions, format)?,

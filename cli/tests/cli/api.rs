@@ -95,7 +95,7 @@ fn statuses_end_in_exit_codes_with_a_hint() {
         (401, 4, "api-token create"),
         (403, 4, "role"),
         (404, 5, "heddle get KIND -A"),
-        (409, 6, "resourceVersion"),
+        (409, 6, "because"),
         (412, 6, "resourceVersion"),
         (422, 1, "nothing was changed"),
         (500, 1, "its log"),
