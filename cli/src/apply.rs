@@ -1,7 +1,5 @@
 //! `heddle apply` and `heddle diff`.
 
-use std::collections::BTreeMap;
-
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -85,14 +83,17 @@ async fn changes(session: &Session, documents: &[Document], planned: &Transacted
 /// One line per object, and one for all.
 pub(crate) fn summary(done: &Transacted, dry_run: bool) -> String {
     let suffix = if dry_run { " (dry run)" } else { "" };
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut text = String::new();
     for result in &done.results {
-        *counts.entry(result.action.as_str()).or_default() += 1;
         text.push_str(&format!("{} {}{suffix}\n", lower_reference(&result.object), result.action));
     }
     if done.results.len() > 1 {
-        let counts: Vec<_> = counts.iter().map(|(action, count)| format!("{count} {action}")).collect();
+        let counts: Vec<_> = ["created", "updated", "unchanged", "deleted"]
+            .into_iter()
+            .map(|action| (done.results.iter().filter(|result| result.action == action).count(), action))
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, action)| format!("{count} {action}"))
+            .collect();
         text.push_str(&format!("{}{suffix}", counts.join(", ")));
         if let (Value::Number(revision), false) = (&done.revision, dry_run) {
             text.push_str(&format!(", revision {revision}"));

@@ -109,11 +109,12 @@ fn print_tables(found: &[(Kind, Vec<Object>)], scope: &Scope) -> Result<u8, Erro
     if texts.is_empty() {
         let kinds: Vec<_> = found.iter().map(|(kind, _)| kind.plural).collect();
         let kinds = if kinds.len() > 3 { "objects".to_owned() } else { kinds.join(", ") };
+        let namespaced = found.iter().any(|(kind, _)| kind.namespaced);
         output::complain(&match scope {
-            Scope::Namespace(namespace) => {
+            Scope::Namespace(namespace) if namespaced => {
                 format!("no {kinds} in namespace {namespace} (-n NS names another, -A means all)\n")
             }
-            Scope::All => format!("no {kinds}\n"),
+            _ => format!("no {kinds}\n"),
         });
     }
     output::print(&texts.join("\n"))?;

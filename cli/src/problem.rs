@@ -156,6 +156,10 @@ impl fmt::Display for Problem {
         let who = if matches!(self.status, 400..=499) { "refused" } else { "failed" };
         write!(f, "{who} by the control plane ({}): ", self.status)?;
         match &self.detail {
+            // Said below, with its place.
+            Some(detail) if self.faults.iter().any(|fault| detail.contains(&fault.message)) => {
+                return f.write_str(&plural(self.faults.len(), "fault"));
+            }
             Some(detail) => write!(f, "{detail}")?,
             None => write!(f, "{}", self.title)?,
         }
@@ -199,6 +203,13 @@ mod tests {
              spec.rules[0].matches[1].path.value: must begin with /\n    no such parent\n"
         );
         assert_eq!(problem.exit_code(), exit::REFUSED);
+    }
+
+    #[test]
+    fn a_fault_is_said_once() {
+        let body = br#"{"detail":"operations[0].apply.spec: wrong","faults":[{"path":"operations[0].apply.spec","message":"wrong"}]}"#;
+        let problem = Problem::parse(StatusCode::BAD_REQUEST, "POST /".into(), body);
+        assert_eq!(problem.to_string(), "refused by the control plane (400): 1 fault");
     }
 
     #[test]
