@@ -150,7 +150,7 @@ fn path_text(path: &[Step]) -> String {
 }
 
 /// Adds a key to a path: `.key`, or `["key"]` where the key is no plain word.
-pub(crate) fn push_key(path: &mut String, key: &str) {
+pub fn push_key(path: &mut String, key: &str) {
     let plain = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
     if !plain {
         path.push_str(&format!("[{}]", Value::from(key)));
@@ -163,7 +163,7 @@ pub(crate) fn push_key(path: &mut String, key: &str) {
 }
 
 /// Adds an index to a path.
-pub(crate) fn push_index(path: &mut String, index: usize) {
+pub fn push_index(path: &mut String, index: usize) {
     path.push_str(&format!("[{index}]"));
 }
 

@@ -21,6 +21,7 @@ use self::faults::{Faults, Path};
 pub use self::{
     common::{Suggest, is_dns_label, is_hostname},
     http::check_path,
+    structure::Shape,
 };
 use crate::{
     problem::Fault,

@@ -168,6 +168,7 @@ impl App {
             status: Arc::new(Findings { hub: hub.clone(), registry: Arc::clone(&registry) }),
             join: Arc::new(Join { address: join_address(&config, &addresses), signer }),
             trust_domain: config.trust_domain.clone(),
+            drain: watch.clone(),
         });
 
         let health = Health::new(&[("started", Probe::Ready), ("store", Probe::Live)]);

@@ -28,8 +28,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::store::{Revision, Store, StoreError};
 
 pub use self::{
-    apply::{Action, Applied, ApplyError, Author, Operation, OperationFault, OperationResult, RollbackError},
+    apply::{Action, Applied, ApplyError, Author, Expected, Operation, OperationFault, OperationResult, RollbackError},
     change::{Change, ChangeSet, Changes, Update},
+    codec::StoredChange,
     registration::Registration,
     revisions::{Counts, Difference, RevisionError, RevisionNumber, RevisionSummary, Revisions},
     view::View,

@@ -1,13 +1,16 @@
 //! Structure: the schema's findings in plain words.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use jsonschema::{
     Draft, Validator,
     error::{TypeKind, ValidationError, ValidationErrorKind},
     paths::LocationSegment,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::common::{Suggest, list};
 use crate::{
@@ -20,82 +23,137 @@ use crate::{
 /// Longest value that is quoted in a message, characters.
 const QUOTED: usize = 60;
 
-static VALIDATORS: LazyLock<HashMap<ObjectKind, Validator>> = LazyLock::new(|| {
-    let compile = |kind: &ObjectKind| {
-        let validator = jsonschema::options().with_draft(Draft::Draft202012).build(&root(*kind));
-        (*kind, validator.expect("the schemas of the kinds are schemas"))
-    };
-    ObjectKind::ALL.iter().map(compile).collect()
-});
-
-fn root(kind: ObjectKind) -> Value {
-    let mut root = schema::reference(kind.as_str());
-    root["components"] = json!({ "schemas": *schema::KINDS });
-    root
+/// The form of a kind of document: a schema, ready to check documents against.
+#[derive(Debug)]
+pub struct Shape {
+    definitions: Arc<Map<String, Value>>,
+    schema: Value,
+    validator: Validator,
 }
+
+static KINDS: LazyLock<HashMap<ObjectKind, Shape>> = LazyLock::new(|| {
+    let definitions = Arc::new(schema::KINDS.clone());
+    let shape = |kind: &ObjectKind| Shape::new(Arc::clone(&definitions), schema::reference(kind.as_str()));
+    ObjectKind::ALL.iter().map(|kind| (*kind, shape(kind))).collect()
+});
 
 /// Everything in which a document has not the form of its kind, by path.
 pub(super) fn check(kind: ObjectKind, document: &Value) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    for error in VALIDATORS[&kind].iter_errors(document) {
-        explain(kind, &error, &mut faults);
-    }
-    faults.sort();
-    faults.dedup();
-    faults
+    KINDS[&kind].check(document)
 }
 
-fn explain(kind: ObjectKind, error: &ValidationError<'_>, faults: &mut Vec<Fault>) {
-    let steps: Vec<_> = error.instance_path().into_iter().collect();
-    let path = path_of(&steps);
-    let found = error.instance();
-    let here = |key: &str| {
-        let mut path = path.clone();
-        push_key(&mut path, key);
-        path
-    };
-    let message = match error.kind() {
-        ValidationErrorKind::Required { property } => {
-            let name = property.as_str().unwrap_or_default();
-            faults.push(Fault::new(here(name), missing(kind, &steps, name)));
-            return;
+impl Shape {
+    /// The form that a schema says; it may refer to definitions.
+    ///
+    /// # Panics
+    /// If it is no schema: schemas are made by this program.
+    pub fn new(definitions: Arc<Map<String, Value>>, schema: Value) -> Self {
+        let mut root = schema.clone();
+        root["components"] = json!({ "schemas": *definitions });
+        let validator = jsonschema::options().with_draft(Draft::Draft202012).build(&root);
+        Self { definitions, schema, validator: validator.expect("schemas made by this program are schemas") }
+    }
+
+    /// Everything in which a document has not this form, by path.
+    pub fn check(&self, document: &Value) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for error in self.validator.iter_errors(document) {
+            self.explain(&error, &mut faults);
         }
-        ValidationErrorKind::AdditionalProperties { unexpected } => {
-            let known = fields(kind, &steps);
-            for name in unexpected {
-                let hint = Suggest::for_word(name, known.iter().map(String::as_str));
-                let known = list(known.iter().map(String::as_str));
-                faults.push(Fault::new(here(name), format!("there is no such field{hint} (there are {known})")));
+        faults.sort();
+        faults.dedup();
+        faults
+    }
+
+    fn explain(&self, error: &ValidationError<'_>, faults: &mut Vec<Fault>) {
+        let steps: Vec<_> = error.instance_path().into_iter().collect();
+        let path = path_of(&steps);
+        let found = error.instance();
+        let here = |key: &str| {
+            let mut path = path.clone();
+            push_key(&mut path, key);
+            path
+        };
+        let message = match error.kind() {
+            ValidationErrorKind::Required { property } => {
+                let name = property.as_str().unwrap_or_default();
+                faults.push(Fault::new(here(name), self.missing(&steps, name)));
+                return;
             }
-            return;
-        }
-        ValidationErrorKind::Type { kind } => format!("is {}; {} is wanted", describe(found), wanted(kind)),
-        ValidationErrorKind::Enum { options } => {
-            let options: Vec<_> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            // A wrong type is told by the type.
-            let Some(text) = found.as_str() else { return };
-            if let [only] = options[..] {
-                format!("is {}; it must be {only:?}", describe(found))
-            } else {
-                let hint = Suggest::for_word(text, options.iter().copied());
-                format!("{} is none of {}{hint}", describe(found), list(options.iter().copied()))
+            ValidationErrorKind::AdditionalProperties { unexpected } => {
+                let known = self.fields(&steps);
+                for name in unexpected {
+                    let hint = Suggest::for_word(name, known.iter().map(String::as_str));
+                    let known = list(known.iter().map(String::as_str));
+                    faults.push(Fault::new(here(name), format!("there is no such field{hint} (there are {known})")));
+                }
+                return;
             }
+            ValidationErrorKind::Type { kind } => format!("is {}; {} is wanted", describe(found), wanted(kind)),
+            ValidationErrorKind::Enum { options } => {
+                let options: Vec<_> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                // A wrong type is told by the type.
+                let Some(text) = found.as_str() else { return };
+                if let [only] = options[..] {
+                    format!("is {}; it must be {only:?}", describe(found))
+                } else {
+                    let hint = Suggest::for_word(text, options.iter().copied());
+                    format!("{} is none of {}{hint}", describe(found), list(options.iter().copied()))
+                }
+            }
+            ValidationErrorKind::Minimum { limit } => format!("is {}; at least {limit} is wanted", describe(found)),
+            ValidationErrorKind::Maximum { limit } => format!("is {}; at most {limit} is wanted", describe(found)),
+            ValidationErrorKind::MinItems { limit } => match found.as_array().map_or(0, Vec::len) {
+                0 => format!(
+                    "is empty; at least {limit} {} wanted",
+                    if *limit == 1 { "entry is" } else { "entries are" }
+                ),
+                count => format!("has {count} entries; at least {limit} are wanted"),
+            },
+            ValidationErrorKind::MaxItems { limit } => {
+                format!("has {} entries; at most {limit} are wanted", found.as_array().map_or(0, Vec::len))
+            }
+            ValidationErrorKind::MinLength { limit } => format!("is too short; at least {limit} characters are wanted"),
+            ValidationErrorKind::MaxLength { limit } => format!("is too long; at most {limit} characters are wanted"),
+            ValidationErrorKind::Pattern { pattern } => pattern_fault(pattern, found),
+            other => format!("{} ({})", error.masked_with("the value"), other.keyword()),
+        };
+        faults.push(Fault::new(path, message));
+    }
+
+    fn missing(&self, steps: &[LocationSegment<'_>], name: &str) -> String {
+        let schema = self.schema_at(steps).map(|schema| self.resolve(&schema["properties"][name]));
+        match schema.and_then(wanted_by) {
+            Some(wanted) => format!("is missing; {wanted} is wanted"),
+            None => "is missing".to_owned(),
         }
-        ValidationErrorKind::Minimum { limit } => format!("is {}; at least {limit} is wanted", describe(found)),
-        ValidationErrorKind::Maximum { limit } => format!("is {}; at most {limit} is wanted", describe(found)),
-        ValidationErrorKind::MinItems { limit } => match found.as_array().map_or(0, Vec::len) {
-            0 => format!("is empty; at least {limit} {} wanted", if *limit == 1 { "entry is" } else { "entries are" }),
-            count => format!("has {count} entries; at least {limit} are wanted"),
-        },
-        ValidationErrorKind::MaxItems { limit } => {
-            format!("has {} entries; at most {limit} are wanted", found.as_array().map_or(0, Vec::len))
+    }
+
+    fn resolve<'a>(&'a self, schema: &'a Value) -> &'a Value {
+        let name = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
+        name.and_then(|name| self.definitions.get(name)).unwrap_or(schema)
+    }
+
+    /// The schema of a place in a document.
+    fn schema_at(&self, steps: &[LocationSegment<'_>]) -> Option<&Value> {
+        let mut schema = self.resolve(&self.schema);
+        for step in steps {
+            schema = self.resolve(match step {
+                LocationSegment::Property(key) => {
+                    let property = schema.get("properties").and_then(|properties| properties.get(key.as_ref()));
+                    property.or(schema.get("additionalProperties"))?
+                }
+                LocationSegment::Index(_) => schema.get("items")?,
+            });
         }
-        ValidationErrorKind::MinLength { limit } => format!("is too short; at least {limit} characters are wanted"),
-        ValidationErrorKind::MaxLength { limit } => format!("is too long; at most {limit} characters are wanted"),
-        ValidationErrorKind::Pattern { pattern } => pattern_fault(pattern, found),
-        other => format!("{} ({})", error.masked_with("the value"), other.keyword()),
-    };
-    faults.push(Fault::new(path, message));
+        Some(schema)
+    }
+
+    /// Which fields an object at this place may have.
+    fn fields(&self, steps: &[LocationSegment<'_>]) -> Vec<String> {
+        let properties = self.schema_at(steps).and_then(|schema| schema["properties"].as_object());
+        properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
+    }
 }
 
 fn pattern_fault(pattern: &str, found: &Value) -> String {
@@ -109,16 +167,6 @@ fn pattern_fault(pattern: &str, found: &Value) -> String {
         );
     }
     format!("{} does not match {pattern}", describe(found))
-}
-
-fn missing(kind: ObjectKind, steps: &[LocationSegment<'_>], name: &str) -> String {
-    match schema_at(kind, steps).map(|schema| resolve(&schema["properties"][name])) {
-        Some(schema) => match wanted_by(schema) {
-            Some(wanted) => format!("is missing; {wanted} is wanted"),
-            None => "is missing".to_owned(),
-        },
-        None => "is missing".to_owned(),
-    }
 }
 
 fn wanted_by(schema: &Value) -> Option<String> {
@@ -175,32 +223,6 @@ fn path_of(steps: &[LocationSegment<'_>]) -> String {
         }
     }
     path
-}
-
-fn resolve(schema: &Value) -> &Value {
-    let name = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
-    name.and_then(|name| schema::KINDS.get(name)).unwrap_or(schema)
-}
-
-/// The schema of a place in a document.
-fn schema_at(kind: ObjectKind, steps: &[LocationSegment<'_>]) -> Option<&'static Value> {
-    let mut schema = schema::KINDS.get(kind.as_str())?;
-    for step in steps {
-        schema = resolve(match step {
-            LocationSegment::Property(key) => schema
-                .get("properties")
-                .and_then(|properties| properties.get(key.as_ref()))
-                .or(schema.get("additionalProperties"))?,
-            LocationSegment::Index(_) => schema.get("items")?,
-        });
-    }
-    Some(schema)
-}
-
-/// Which fields an object at this place may have.
-fn fields(kind: ObjectKind, steps: &[LocationSegment<'_>]) -> Vec<String> {
-    let properties = schema_at(kind, steps).and_then(|schema| schema["properties"].as_object());
-    properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
 }
 
 /// The document without the fields that are faulty. Entries of lists stay, so that paths do.

@@ -14,6 +14,17 @@ use crate::store::{Outcome, Revision, StoreError, Transaction};
 /// How often a transaction is checked anew when another control plane wrote in between.
 const TRIES: usize = 8;
 
+/// What must hold of an object before it is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// It exists.
+    Exists,
+    /// It does not exist.
+    Absent,
+    /// It was last written at this revision of the store.
+    Revision(Revision),
+}
+
 /// One of the things to do.
 #[derive(Clone, Debug)]
 pub enum Operation {
@@ -21,8 +32,8 @@ pub enum Operation {
     Apply {
         /// The object, valid in itself.
         object: AnyObject,
-        /// Only if it is at this revision; 0: only if there is none.
-        if_match: Option<Revision>,
+        /// Only if this holds.
+        expected: Option<Expected>,
     },
     /// Remove the object.
     Delete {
@@ -30,8 +41,8 @@ pub enum Operation {
         kind: ObjectKind,
         /// Its name.
         name: Name,
-        /// Only if it is at this revision.
-        if_match: Option<Revision>,
+        /// Only if this holds.
+        expected: Option<Expected>,
     },
 }
 
@@ -133,48 +144,73 @@ impl Registry {
         author: &Author,
         dry_run: bool,
     ) -> Result<Applied, ApplyError> {
+        let operations = Arc::new(operations);
+        self.apply_with(|_| Ok(Arc::clone(&operations)), author, dry_run).await
+    }
+
+    /// Does what follows from the newest view, which nobody changes meanwhile.
+    pub async fn apply_with<E: From<ApplyError>>(
+        &self,
+        operations: impl Fn(&View) -> Result<Arc<Vec<Operation>>, E>,
+        author: &Author,
+        dry_run: bool,
+    ) -> Result<Applied, E> {
         let _turn = self.writing.lock().await;
-        self.apply_in_turn(operations, author, dry_run).await
+        for _ in 0..TRIES {
+            let view = self.view();
+            let operations = operations(&view)?;
+            if let Some(applied) = self.try_apply(&view, operations, author, dry_run).await? {
+                return Ok(applied);
+            }
+        }
+        Err(ApplyError::Contended.into())
     }
 
     /// Puts everything back as it was at a user-visible revision, as a new revision.
     pub async fn rollback(&self, to: RevisionNumber, author: &Author, dry_run: bool) -> Result<Applied, RollbackError> {
-        let _turn = self.writing.lock().await;
-        let operations = self.revisions().restore(&self.view(), to).await?;
         let author = Author { reason: Some(format!("rollback to revision {to}")), ..author.clone() };
-        Ok(self.apply_in_turn(operations, &author, dry_run).await?)
-    }
-
-    async fn apply_in_turn(
-        &self,
-        operations: Vec<Operation>,
-        author: &Author,
-        dry_run: bool,
-    ) -> Result<Applied, ApplyError> {
-        let operations = Arc::new(operations);
+        let _turn = self.writing.lock().await;
         for _ in 0..TRIES {
             let view = self.view();
-            let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-            // Off the async threads: a transaction may hold tens of thousands of objects.
-            let work = {
-                let (view, operations) = (Arc::clone(&view), Arc::clone(&operations));
-                move || plan(&view, &operations, now)
-            };
-            let plan = tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)??;
-            if dry_run || plan.changes.is_empty() {
-                return Ok(Applied { number: view.number(), results: plan.results });
-            }
-            let number = view.number() + 1;
-            let transaction = transaction(&view, &plan, number, author, now);
-            match self.store.commit(transaction).await? {
-                Outcome::Committed(revision) => {
-                    self.reached(revision).await?;
-                    return Ok(Applied { number, results: stamped(plan.results, revision) });
-                }
-                Outcome::Conflict { mod_revision, .. } => self.reached(mod_revision).await?,
+            let operations = Arc::new(self.revisions().restore(&view, to).await?);
+            if let Some(applied) = self.try_apply(&view, operations, &author, dry_run).await? {
+                return Ok(applied);
             }
         }
-        Err(ApplyError::Contended)
+        Err(ApplyError::Contended.into())
+    }
+
+    /// Applies against this view; nothing if it is no longer the newest.
+    async fn try_apply(
+        &self,
+        view: &Arc<View>,
+        operations: Arc<Vec<Operation>>,
+        author: &Author,
+        dry_run: bool,
+    ) -> Result<Option<Applied>, ApplyError> {
+        let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+        // Off the async threads: a transaction may hold tens of thousands of objects.
+        let work = {
+            let view = Arc::clone(view);
+            move || plan(&view, &operations, now)
+        };
+        let plan = tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)??;
+        if dry_run || plan.changes.is_empty() {
+            return Ok(Some(Applied { number: view.number(), results: plan.results }));
+        }
+        let number = view.number() + 1;
+        let transaction = transaction(view, &plan, number, author, now);
+        match self.store.commit(transaction).await? {
+            Outcome::Committed(revision) => {
+                self.reached(revision).await?;
+                Ok(Some(Applied { number, results: stamped(plan.results, revision) }))
+            }
+            // Another control plane was faster.
+            Outcome::Conflict { mod_revision, .. } => {
+                self.reached(mod_revision).await?;
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -197,9 +233,9 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
     let mut seen = BTreeSet::new();
     let mut faults = Vec::new();
     for (index, operation) in operations.iter().enumerate() {
-        let (kind, name, if_match) = match operation {
-            Operation::Apply { object, if_match } => (object.kind(), object.name(), *if_match),
-            Operation::Delete { kind, name, if_match } => (*kind, name.clone(), *if_match),
+        let (kind, name, expected) = match operation {
+            Operation::Apply { object, expected } => (object.kind(), object.name(), *expected),
+            Operation::Delete { kind, name, expected } => (*kind, name.clone(), *expected),
         };
         if !seen.insert((kind, name.clone())) {
             let message = format!("{kind} {name} is named by an earlier operation already; name each object once");
@@ -207,7 +243,7 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
             continue;
         }
         let before = view.object(kind, &name).cloned();
-        check_revision(kind, &name, before.as_ref(), if_match)?;
+        check_expected(kind, &name, before.as_ref(), expected)?;
         let (action, after, object) = match operation {
             Operation::Apply { object, .. } => {
                 let object = merged(before.as_ref(), object, now);
@@ -238,18 +274,20 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
     Ok(Plan { results, changes: changes.into_iter().map(|(_, change)| change).collect() })
 }
 
-fn check_revision(
+fn check_expected(
     kind: ObjectKind,
     name: &Name,
     before: Option<&AnyObject>,
-    if_match: Option<Revision>,
+    expected: Option<Expected>,
 ) -> Result<(), ApplyError> {
-    let Some(required) = if_match else { return Ok(()) };
     let found = before.map(revision_of);
-    if found.unwrap_or(0) == required {
-        return Ok(());
-    }
-    Err(ApplyError::PreconditionFailed { kind, name: name.clone(), found })
+    let holds = match expected {
+        None => true,
+        Some(Expected::Exists) => found.is_some(),
+        Some(Expected::Absent) => found.is_none(),
+        Some(Expected::Revision(revision)) => found == Some(revision),
+    };
+    if holds { Ok(()) } else { Err(ApplyError::PreconditionFailed { kind, name: name.clone(), found }) }
 }
 
 /// The revision at which an object of a view was last written.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use heddle_api::resource::{AnyObject, Name, ObjectKind};
 
 use super::{Registration, RegistryError};
-use crate::store::KeyValue;
+use crate::store::{Event, KeyValue};
 
 /// Objects of all kinds: `/objects/<kind>/<namespace>/<name>`.
 pub(super) const OBJECTS: &str = "/objects/";
@@ -73,4 +73,36 @@ pub(super) fn decode_number(entry: &KeyValue) -> Result<u64, RegistryError> {
 
 fn unreadable(entry: &KeyValue, error: &serde_json::Error) -> RegistryError {
     RegistryError::Unreadable { key: Arc::clone(&entry.key), reason: error.to_string() }
+}
+
+/// A change as it lies in the store, read without a view.
+#[derive(Clone, Debug)]
+pub struct StoredChange {
+    /// Its kind; registered workloads are workloads.
+    pub kind: ObjectKind,
+    /// Before; absent: it was made.
+    pub before: Option<AnyObject>,
+    /// After; absent: it was removed.
+    pub after: Option<AnyObject>,
+}
+
+impl StoredChange {
+    /// What an event of the store says about an object; nothing if it is about something else.
+    pub fn read(event: &Event) -> Result<Option<Self>, RegistryError> {
+        Ok(match Subject::of(&event.key) {
+            Subject::Object(kind, _) => {
+                let decode =
+                    |entry: &Option<KeyValue>| entry.as_ref().map(|entry| decode_object(kind, entry)).transpose();
+                Some(Self { kind, before: decode(&event.before)?, after: decode(&event.after)? })
+            }
+            Subject::Registration(name) => {
+                let decode = |entry: &Option<KeyValue>| -> Result<Option<AnyObject>, RegistryError> {
+                    let registration = entry.as_ref().map(|entry| decode_registration(&name, entry)).transpose()?;
+                    Ok(registration.map(|registration| registration.to_workload().into()))
+                };
+                Some(Self { kind: ObjectKind::Workload, before: decode(&event.before)?, after: decode(&event.after)? })
+            }
+            Subject::Head | Subject::Other => None,
+        })
+    }
 }

@@ -211,10 +211,10 @@ impl<'a> Revisions<'a> {
                         key: changes_key(to + 1),
                         reason: error.to_string(),
                     })?;
-                    operations.push(Operation::Apply { object, if_match: None });
+                    operations.push(Operation::Apply { object, expected: None });
                 }
                 None if view.object(kind, &name).is_some() => {
-                    operations.push(Operation::Delete { kind, name, if_match: None });
+                    operations.push(Operation::Delete { kind, name, expected: None });
                 }
                 None => {}
             }

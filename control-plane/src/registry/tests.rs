@@ -24,11 +24,11 @@ fn service(name: &str, port: u16) -> AnyObject {
 }
 
 fn apply(object: AnyObject) -> Operation {
-    Operation::Apply { object, if_match: None }
+    Operation::Apply { object, expected: None }
 }
 
 fn delete(name: &str) -> Operation {
-    Operation::Delete { kind: ObjectKind::Service, name: Name::new("shop", name), if_match: None }
+    Operation::Delete { kind: ObjectKind::Service, name: Name::new("shop", name), expected: None }
 }
 
 fn ports(view: &View) -> Vec<(String, u16)> {
@@ -76,11 +76,13 @@ async fn a_transaction_makes_one_revision() {
 async fn writers_that_name_a_revision_lose_no_update() {
     let folder = tempfile::tempdir().unwrap();
     let registry = registry(&folder).await;
-    let only_new = |port| vec![Operation::Apply { object: service("a", port), if_match: Some(0) }];
+    let only_new = |port| vec![Operation::Apply { object: service("a", port), expected: Some(Expected::Absent) }];
     registry.apply(only_new(1), &author(), false).await.unwrap();
     let taken = registry.apply(only_new(2), &author(), false).await;
     assert!(matches!(taken, Err(ApplyError::PreconditionFailed { found: Some(1), .. })));
-    let at = |revision, port| vec![Operation::Apply { object: service("a", port), if_match: Some(revision) }];
+    let at = |revision, port| {
+        vec![Operation::Apply { object: service("a", port), expected: Some(Expected::Revision(revision)) }]
+    };
     registry.apply(at(1, 2), &author(), false).await.unwrap();
     assert!(registry.apply(at(1, 3), &author(), false).await.is_err());
     assert_eq!(ports(&registry.view()), [("a".to_owned(), 2)]);
@@ -160,7 +162,7 @@ async fn registrations_make_no_revision_and_survive() {
     let workload = again.view().registration(&registration.name).unwrap().to_workload();
     assert_eq!(workload.spec.service_account.as_deref(), Some("a"));
     assert_eq!(workload.metadata.labels["heddle.dev/registered"], "true");
-    let gone = Operation::Delete { kind: ObjectKind::Workload, name: registration.name.clone(), if_match: None };
+    let gone = Operation::Delete { kind: ObjectKind::Workload, name: registration.name.clone(), expected: None };
     assert!(matches!(again.apply(vec![gone], &author(), false).await, Err(ApplyError::Registered(_))));
     again.deregister(&registration.name).await.unwrap();
     assert!(again.view().registration(&registration.name).is_none());

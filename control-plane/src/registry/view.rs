@@ -156,10 +156,10 @@ impl View {
         &'a self,
         kind: ObjectKind,
         namespace: Option<&'a str>,
-        after: Option<&Name>,
-    ) -> impl Iterator<Item = &'a AnyObject> {
+        after: Option<Name>,
+    ) -> impl Iterator<Item = &'a AnyObject> + use<'a> {
         let start = match after {
-            Some(after) => Bound::Excluded((kind, after.clone())),
+            Some(after) => Bound::Excluded((kind, after)),
             None => Bound::Included((kind, Name::new(namespace.unwrap_or_default(), ""))),
         };
         self.objects
@@ -189,10 +189,10 @@ impl View {
     pub fn registrations<'a>(
         &'a self,
         namespace: Option<&'a str>,
-        after: Option<&Name>,
-    ) -> impl Iterator<Item = &'a Arc<Registration>> {
+        after: Option<Name>,
+    ) -> impl Iterator<Item = &'a Arc<Registration>> + use<'a> {
         let start = match after {
-            Some(after) => Bound::Excluded(after.clone()),
+            Some(after) => Bound::Excluded(after),
             None => Bound::Included(Name::new(namespace.unwrap_or_default(), "")),
         };
         self.registered

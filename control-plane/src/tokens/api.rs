@@ -26,6 +26,17 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// An API token, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -151,6 +162,11 @@ impl ApiTokens {
         // An id is no secret; the comparison is made in either case, so that both take as long.
         let digest = stored.as_ref().map_or("", |stored| &stored.digest);
         Ok(if secret::matches(secret, digest) { stored.map(|stored| stored.token) } else { None })
+    }
+
+    /// Whether there is a token of this id.
+    pub async fn is_known(&self, id: &str) -> Result<bool, TokenError> {
+        Ok(self.store.read(&key(id), None).await?.is_some())
     }
 
     /// At the first start, makes an admin token and hands its text over. The token is stored only

@@ -1,0 +1,287 @@
+//! Objects: get, list, put, patch, delete.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use heddle_api::{
+    problem::Fault,
+    resource::{API_VERSION, AnyObject, Name, ObjectKind},
+    validate,
+};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    call::{Call, bad_param},
+    refusal::{Refusal, Why},
+    selector::Selector,
+    types::{ListMetadata, list_name},
+    watch,
+};
+use crate::{
+    registry::{Action, Applied, ApplyError, Operation, OperationResult, View},
+    store::Revision,
+};
+
+/// Objects on a page, unless asked otherwise.
+pub(super) const PAGE: usize = 1000;
+/// Most objects on a page.
+pub(super) const MAX_PAGE: usize = 5000;
+
+/// An object of a view, a registered workload among them.
+pub(super) fn find(view: &View, kind: ObjectKind, name: &Name) -> Option<AnyObject> {
+    view.object(kind, name).cloned().or_else(|| {
+        let registration = (kind == ObjectKind::Workload).then(|| view.registration(name)).flatten();
+        registration.map(|registration| registration.to_workload().into())
+    })
+}
+
+fn not_found(kind: ObjectKind, name: &Name) -> Refusal {
+    Refusal::new(Why::NotFound, format!("there is no {kind} {name}"))
+}
+
+/// With what became of it.
+pub(super) fn with_status(call: &Call, mut object: AnyObject) -> AnyObject {
+    let status = call.api.state.status.status(&object);
+    object.set_status(Some(status));
+    object
+}
+
+pub(super) async fn get(call: Call) -> Result<Response, Refusal> {
+    let (kind, name) = (call.kind(), call.name());
+    let object = find(&call.api.state.registry.view(), kind, &name).ok_or_else(|| not_found(kind, &name))?;
+    call.answer_object(StatusCode::OK, &with_status(&call, object))
+}
+
+/// Where a page ended.
+#[derive(Serialize, Deserialize)]
+struct Token {
+    /// As of when.
+    revision: Revision,
+    /// The list that it belongs to: kind, namespace and selector.
+    list: String,
+    /// Whether the last object was a registered workload.
+    registered: bool,
+    /// Its namespace.
+    namespace: String,
+    /// Its name.
+    name: String,
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).expect("a token is JSON: it has no maps"))
+    }
+
+    fn decode(text: &str, list: &str) -> Result<Self, Refusal> {
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
+        let token: Option<Self> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let token = token.ok_or_else(|| bad_param("continue", "is not from a page's metadata.continue"))?;
+        if token.list != list {
+            return Err(bad_param("continue", "is from another list, or from one with another selector"));
+        }
+        Ok(token)
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List<'a> {
+    api_version: &'a str,
+    kind: String,
+    metadata: ListMetadata,
+    items: Vec<AnyObject>,
+}
+
+pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
+    let kind = call.kind();
+    let text = call.param("labelSelector").unwrap_or_default();
+    let selector: Selector = text.parse().map_err(|message| bad_param("labelSelector", message))?;
+    if call.flag("watch")? {
+        return watch::watch(call, selector).await;
+    }
+    if call.param("resourceVersion").is_some() {
+        return Err(bad_param("resourceVersion", "belongs to watch=true"));
+    }
+    let limit = match call.param("limit") {
+        None => PAGE,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|limit| (1..=MAX_PAGE).contains(limit))
+            .ok_or_else(|| bad_param("limit", format!("{text:?} is no number from 1 to {MAX_PAGE}")))?,
+    };
+    let namespace = Some(call.part("namespace")).filter(|namespace| !namespace.is_empty());
+    let list = format!("{}/{}/{text}", kind.plural(), namespace.unwrap_or_default());
+    let token = call.param("continue").map(|text| Token::decode(text, &list)).transpose()?;
+    let registry = &call.api.state.registry;
+    let view = match &token {
+        Some(token) => registry.view_at(token.revision).await?,
+        None => registry.view(),
+    };
+    let mut items: Vec<(AnyObject, bool)> = Vec::new();
+    let mut found = from_view(&view, kind, namespace, token.as_ref())
+        .filter(|(object, _)| selector.matches(&object.metadata().labels));
+    items.extend(found.by_ref().take(limit));
+    let next = found.next().is_some().then(|| items.last()).flatten().map(|(last, registered)| {
+        let name = last.name();
+        let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
+        Token { revision: view.revision(), list, registered: *registered, namespace, name }.encode()
+    });
+    drop(found);
+    if next.is_some() {
+        registry.keep(&view);
+    }
+    let answer = List {
+        api_version: API_VERSION,
+        kind: list_name(kind),
+        metadata: ListMetadata { resource_version: view.revision().to_string(), next },
+        items: items.into_iter().map(|(object, _)| with_status(&call, object)).collect(),
+    };
+    call.answer(StatusCode::OK, &answer)
+}
+
+/// Declared objects, then registered workloads, each by name; after where the last page ended.
+fn from_view<'a>(
+    view: &'a Arc<View>,
+    kind: ObjectKind,
+    namespace: Option<&'a str>,
+    token: Option<&Token>,
+) -> impl Iterator<Item = (AnyObject, bool)> + 'a {
+    let after = token.map(|token| (token.registered, Name::new(&token.namespace, &token.name)));
+    let (past_declared, after_declared, after_registered) = match after {
+        None => (false, None, None),
+        Some((false, name)) => (false, Some(name), None),
+        Some((true, name)) => (true, None, Some(name)),
+    };
+    let declared = (!past_declared).then(|| view.list_any(kind, namespace, after_declared));
+    let registered = (kind == ObjectKind::Workload).then(|| view.registrations(namespace, after_registered));
+    // A declared workload stands for the registered one of its name.
+    let is_alone = move |name: &Name| view.object(kind, name).is_none();
+    let registered = registered.into_iter().flatten().filter(move |registration| is_alone(&registration.name));
+    let declared = declared.into_iter().flatten().map(|object| (object.clone(), false));
+    declared.chain(registered.map(|registration| (registration.to_workload().into(), true)))
+}
+
+pub(super) async fn put(mut call: Call) -> Result<Response, Refusal> {
+    let body = call.body();
+    let expected = call.expected()?;
+    let object = read(&call, &body)?;
+    let result = apply(&call, Operation::Apply { object, expected }).await?;
+    let status = if result.action == Action::Created { StatusCode::CREATED } else { StatusCode::OK };
+    call.answer_object(status, &with_status(&call, result.object))
+}
+
+/// A document as the object that the path names.
+fn read(call: &Call, document: &Value) -> Result<AnyObject, Refusal> {
+    let object = validate::object(document, Some(call.kind())).map_err(|invalid| Refusal::of_document(invalid, ""))?;
+    let (wanted, found) = (call.name(), object.name());
+    let mut faults = Vec::new();
+    let parts = [("name", &wanted.name, &found.name), ("namespace", &wanted.namespace, &found.namespace)];
+    for (field, wanted, found) in parts {
+        if wanted != found {
+            let message = format!("is {found:?}, but the path says {wanted:?}");
+            faults.push(Fault::new(format!("metadata.{field}"), message));
+        }
+    }
+    if faults.is_empty() { Ok(object) } else { Err(Refusal::faults(Why::Invalid, faults)) }
+}
+
+async fn apply(call: &Call, operation: Operation) -> Result<OperationResult, Refusal> {
+    let applied = call.api.state.registry.apply(vec![operation], &call.author(), call.flag("dryRun")?).await;
+    only_result(applied?)
+}
+
+fn only_result(mut applied: Applied) -> Result<OperationResult, Refusal> {
+    applied.results.pop().ok_or_else(|| Refusal::new(Why::Internal, "there is no result"))
+}
+
+pub(super) async fn patch(mut call: Call) -> Result<Response, Refusal> {
+    let patch = call.body();
+    if !patch.is_object() {
+        return Err(Refusal::faults(Why::Malformed, vec![Fault::new("", "a merge patch of an object is an object")]));
+    }
+    let expected = call.expected()?;
+    let (kind, name) = (call.kind(), call.name());
+    let operations = |view: &View| {
+        let Some(before) = view.object(kind, &name) else {
+            if kind == ObjectKind::Workload && view.registration(&name).is_some() {
+                return Err(Refusal::from(ApplyError::Registered(name.clone())));
+            }
+            return Err(not_found(kind, &name));
+        };
+        let mut document = serde_json::to_value(before).expect("an object is JSON: its maps have text keys");
+        merge(&mut document, &patch);
+        Ok(Arc::new(vec![Operation::Apply { object: read(&call, &document)?, expected }]))
+    };
+    let applied = call.api.state.registry.apply_with(operations, &call.author(), call.flag("dryRun")?).await;
+    let result = only_result(applied?)?;
+    call.answer_object(StatusCode::OK, &with_status(&call, result.object))
+}
+
+/// RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        target.clone_from(patch);
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Value::Object(map) = target else { return };
+    for (key, value) in fields {
+        if value.is_null() {
+            map.remove(key);
+        } else {
+            merge(map.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// What an operation did, as it is answered.
+#[derive(Serialize)]
+pub(super) struct ResultAnswer {
+    pub(super) action: Action,
+    pub(super) object: AnyObject,
+}
+
+pub(super) async fn delete(call: Call) -> Result<Response, Refusal> {
+    let expected = call.expected()?;
+    let result = apply(&call, Operation::Delete { kind: call.kind(), name: call.name(), expected }).await?;
+    call.answer(StatusCode::OK, &ResultAnswer { action: result.action, object: result.object })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn merges_as_rfc_7396_says() {
+        // The examples of its appendix A.
+        for (target, patch, result) in [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
+            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "c"}), json!({"a": ["b"]}), json!({"a": ["b"]})),
+            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
+            (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
+            (json!({"a": "b"}), json!(["c"]), json!(["c"])),
+            (json!({"a": "foo"}), json!(null), json!(null)),
+            (json!({"a": "foo"}), json!("bar"), json!("bar")),
+            (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
+            (json!([1, 2]), json!({"a": "b", "c": null}), json!({"a": "b"})),
+            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
+        ] {
+            let mut merged = target.clone();
+            merge(&mut merged, &patch);
+            assert_eq!(merged, result, "{target} + {patch}");
+        }
+    }
+}
