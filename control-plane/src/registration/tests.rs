@@ -58,7 +58,7 @@ impl World {
     }
 
     async fn apply(&self, yaml: &str) {
-        let operations = objects(yaml).into_iter().map(|object| Operation::Apply { object, if_match: None }).collect();
+        let operations = objects(yaml).into_iter().map(|object| Operation::Apply { object, expected: None }).collect();
         let author = Author { name: "tester".to_owned(), reason: None };
         self.registry.apply(operations, &author, false).await.unwrap();
         self.settle().await;

@@ -70,12 +70,12 @@ impl World {
 
     /// Applies objects of a YAML stream; `apiVersion` and the namespace `shop` are filled in.
     pub async fn apply(&self, yaml: &str) {
-        let operations = objects(yaml).map(|object| Operation::Apply { object, if_match: None }).collect();
+        let operations = objects(yaml).map(|object| Operation::Apply { object, expected: None }).collect();
         self.app.registry().apply(operations, &author(), false).await.unwrap();
     }
 
     pub async fn delete(&self, kind: ObjectKind, name: &str) {
-        let operation = Operation::Delete { kind, name: Name::new("shop", name), if_match: None };
+        let operation = Operation::Delete { kind, name: Name::new("shop", name), expected: None };
         self.app.registry().apply(vec![operation], &author(), false).await.unwrap();
     }
 
