@@ -1,6 +1,7 @@
 //! The whole mesh, with the real binaries: a control plane, proxies, and apps beside them.
 
 mod calls;
+mod cli;
 mod jaeger;
 mod life;
 mod resilience;
