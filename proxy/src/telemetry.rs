@@ -168,3 +168,6 @@ impl Recorder {
         &self.telemetry
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,12 @@ pub(super) fn line(outcome: &Outcome) -> String {
 
 fn of_request(request: &RequestOutcome) -> Map<String, Value> {
     let mut fields = Map::new();
-    let mut set = setter(&mut fields);
+    let mut set = |name: &str, value: Value| {
+        // What is not known is left out.
+        if !value.is_null() {
+            fields.insert(name.to_owned(), value);
+        }
+    };
     set("time", time(request.started));
     set("direction", direction(request.direction));
     set("method", json!(request.method.as_str()));
@@ -87,12 +92,17 @@ fn of_request(request: &RequestOutcome) -> Map<String, Value> {
 
 fn of_connection(connection: &ConnectionOutcome) -> Map<String, Value> {
     let mut fields = Map::new();
-    let mut set = setter(&mut fields);
+    let mut set = |name: &str, value: Value| {
+        // What is not known is left out.
+        if !value.is_null() {
+            fields.insert(name.to_owned(), value);
+        }
+    };
     set("time", time(connection.started));
     set("direction", direction(connection.direction));
     set("protocol", json!(format!("{:?}", connection.protocol).to_lowercase()));
     set("tls", json!(connection.tls));
-    set("target", json!(connection.target));
+    set("target", json!(connection.target.as_deref()));
     set("duration_ms", millis(connection.duration));
     set("received_bytes", json!(connection.received_bytes));
     set("sent_bytes", json!(connection.sent_bytes));
@@ -101,20 +111,11 @@ fn of_connection(connection: &ConnectionOutcome) -> Map<String, Value> {
     set("service", json!(connection.service.as_ref().map(ToString::to_string)));
     set("cluster", json!(connection.cluster.as_ref().map(ToString::to_string)));
     set("endpoint", json!(connection.endpoint.as_ref().map(|endpoint| endpoint.address.to_string())));
-    set("route", json!(connection.route));
+    set("route", json!(connection.route.as_deref()));
     set("closed_by", json!(connection.closed_by.map(|side| format!("{side:?}").to_lowercase())));
     set("authorization", authorization(connection.authorization.as_ref()));
     set("error", error(connection.error.as_ref()));
     fields
-}
-
-/// Leaves out what is not known.
-fn setter(fields: &mut Map<String, Value>) -> impl FnMut(&str, Value) {
-    |name, value| {
-        if !value.is_null() {
-            fields.insert(name.to_owned(), value);
-        }
-    }
 }
 
 fn time(at: SystemTime) -> Value {
@@ -143,6 +144,6 @@ fn error(error: Option<&Error>) -> Value {
 
 fn authorization(authorization: Option<&Authorization>) -> Value {
     authorization.map_or(Value::Null, |verdict| {
-        json!({ "allowed": verdict.allowed, "policy": verdict.policy, "rule": verdict.rule })
+        json!({ "allowed": verdict.allowed, "policy": verdict.policy.as_deref(), "rule": verdict.rule.as_deref() })
     })
 }

@@ -216,7 +216,8 @@ impl Cells {
                 self.server.with([&service, peer, method, &status], |cell| cell.observe(request.duration));
                 if let Some(verdict) = request.authorization.as_ref().filter(|verdict| !verdict.allowed) {
                     let policy = verdict.policy.as_deref().unwrap_or("none");
-                    self.denials.with([&service, policy, verdict.rule.as_deref().unwrap_or("none")], |cell| cell.add(1));
+                    self.denials
+                        .with([&service, policy, verdict.rule.as_deref().unwrap_or("none")], |cell| cell.add(1));
                 }
             }
             Direction::Outbound => {

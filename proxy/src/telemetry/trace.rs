@@ -1,7 +1,7 @@
 //! Spans: SERVER for each request that comes in, CLIENT for each try of one that goes out, made of the
 //! outcome and exported over OTLP in batches (semantic conventions of OpenTelemetry 1.44).
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId as OtelSpanId, TraceFlags, TraceId as OtelTraceId,
@@ -169,8 +169,7 @@ impl Spans {
         if let Some(status) = attempt.status {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
         }
-        let failed =
-            attempt.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
+        let failed = attempt.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
         let status = outcome(failed, attempt.error.as_ref(), attempt.status, &mut attributes);
         SpanData {
             span_context: context(&request.trace, attempt.span_id),
@@ -346,7 +345,11 @@ fn exporter(config: &TracingConfig) -> Result<Exporter, anyhow::Error> {
 /// A collector's base URL is completed as one from the environment is.
 fn traces_url(endpoint: &str) -> String {
     let path = endpoint.parse::<http::Uri>().map(|uri| uri.path().to_owned()).unwrap_or_default();
-    if path.is_empty() || path == "/" { format!("{}/v1/traces", endpoint.trim_end_matches('/')) } else { endpoint.to_owned() }
+    if path.is_empty() || path == "/" {
+        format!("{}/v1/traces", endpoint.trim_end_matches('/'))
+    } else {
+        endpoint.to_owned()
+    }
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -403,4 +406,3 @@ async fn export(exporter: &Exporter, batch: Vec<SpanData>, dropped: &IntCounter,
         tracing::warn!(spans = count, %error, "the collector did not take spans; they are dropped");
     }
 }
-

@@ -16,7 +16,9 @@ use std::{
 
 use prometheus::{
     core::{Collector, Desc},
-    proto::{Bucket, Counter as CounterProto, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{
+        Bucket, Counter as CounterProto, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType,
+    },
 };
 
 /// Most sets of labels of one family; what comes after is counted together, under this value of each
@@ -40,7 +42,7 @@ pub(super) trait Cell: Default + Send + Sync + 'static {
 pub(super) struct Family<const N: usize, C> {
     desc: Desc,
     labels: [&'static str; N],
-    series: Mutex<HashMap<[Box<str>; N], Vec<Arc<C>>>>,
+    series: Mutex<Series<N, C>>,
 }
 
 /// One worker's cells of a family.
@@ -52,6 +54,7 @@ pub(super) struct Local<const N: usize, C> {
     overflow: RefCell<Option<Arc<C>>>,
 }
 
+type Series<const N: usize, C> = HashMap<[Box<str>; N], Vec<Arc<C>>>;
 type Entries<const N: usize, C> = Vec<([Box<str>; N], Arc<C>)>;
 
 impl<const N: usize, C: Cell> Family<N, C> {
@@ -127,7 +130,7 @@ impl<const N: usize, C: Cell> Collector for Collected<N, C> {
                     pair
                 });
                 let mut metric = Metric::default();
-                metric.set_label(pairs.collect::<Vec<_>>().into());
+                metric.set_label(pairs.collect());
                 sum.write(&mut metric);
                 metric
             })
@@ -139,7 +142,7 @@ impl<const N: usize, C: Cell> Collector for Collected<N, C> {
         family.set_name(self.0.desc.fq_name.clone());
         family.set_help(self.0.desc.help.clone());
         family.set_field_type(C::TYPE);
-        family.set_metric(metrics.into());
+        family.set_metric(metrics);
         vec![family]
     }
 }
@@ -205,7 +208,7 @@ impl Cell for Durations {
             bucket
         });
         let mut histogram = HistogramProto::default();
-        histogram.set_bucket(buckets.collect::<Vec<_>>().into());
+        histogram.set_bucket(buckets.collect());
         count += self.buckets[BOUNDS.len()].0.load(Relaxed);
         histogram.set_sample_count(count);
         histogram.set_sample_sum(as_f64(self.nanos.0.load(Relaxed)) / 1e9);
