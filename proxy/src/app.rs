@@ -33,6 +33,7 @@ use crate::{
     lifecycle::{self, Lifecycle, ShutDown},
     state::{StateDir, StateError},
     telemetry::Telemetry,
+    worker,
 };
 
 /// Why a proxy does not start.
@@ -189,8 +190,18 @@ fn start_workers(
     traffic: Vec<(addresses::Role, TcpListener)>,
     life: &Lifecycle,
 ) -> Result<(), StartError> {
-    let _ = (shared, traffic, life);
-    Ok(())
+    let traffic: Vec<_> = traffic.into_iter().map(|(role, listener)| (role.into(), listener)).collect();
+    let own_listeners = traffic.iter().map(|(_, listener)| listener.local_addr()).collect::<io::Result<_>>()?;
+    let common = worker::Common {
+        discovery: shared.discovery.clone(),
+        identity: shared.identity.clone(),
+        sampler: shared.telemetry.sampler().clone(),
+        life: life.clone(),
+        limits: shared.config.limits,
+        instance: format!("{}.{}", shared.workload, shared.namespace).into(),
+        own_listeners,
+    };
+    Ok(worker::start(shared.config.workers.get(), &common, &shared.telemetry, traffic)?)
 }
 
 impl Running {

@@ -1,7 +1,220 @@
-//! How a cluster is treated: which endpoint, how often, how much at once.
+//! A balanced group of endpoints as this worker treats it: which endpoint, how often, how much at once.
+//!
+//! A [`Cluster`] is state (latencies, ejections, budget, what is in use, connections) and outlives every
+//! change of the policy and endpoints that it follows. What happens to a request is [`stack`].
 
 pub mod balance;
 pub mod budget;
 pub mod limit;
 pub mod outlier;
+mod outside;
 pub mod retry;
+pub(crate) mod stack;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::time::{Duration, Instant};
+
+use self::{
+    balance::{Balancer, Picked},
+    budget::Budget,
+    limit::Limit,
+};
+use crate::{
+    config,
+    connect::{Dial, Pool, Slot, Slots, Target},
+    discovery::Discovery,
+    identity::Identity,
+    outcome::Error,
+    snapshot::{ClusterName, Endpoint, Endpoints, Service, TrafficPolicy},
+};
+
+/// A cluster that nobody asked for in this time is forgotten, with all that was learnt of it.
+const FORGET: Duration = Duration::from_secs(900);
+
+/// The clusters that this worker has sent to.
+pub(crate) struct Clusters {
+    all: RefCell<HashMap<ClusterName, Rc<Cluster>>>,
+    discovery: Discovery,
+    identity: Identity,
+    limits: config::Limits,
+    /// Not to be called as somebody else's.
+    own_listeners: Arc<[SocketAddr]>,
+}
+
+/// One of them.
+pub(crate) struct Cluster {
+    name: ClusterName,
+    believed: RefCell<Believed>,
+    balancer: RefCell<Balancer>,
+    budget: Budget,
+    limit: Limit,
+    slots: Rc<Slots>,
+    pools: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
+    rng: RefCell<SmallRng>,
+    used: Cell<Instant>,
+    identity: Identity,
+    limits: config::Limits,
+}
+
+/// What discovery last said.
+struct Believed {
+    service: Arc<Service>,
+    endpoints: Arc<Endpoints>,
+    since: Instant,
+}
+
+impl Clusters {
+    pub(crate) fn new(
+        discovery: &Discovery,
+        identity: &Identity,
+        limits: config::Limits,
+        own_listeners: Arc<[SocketAddr]>,
+    ) -> Self {
+        Self {
+            all: RefCell::default(),
+            discovery: discovery.clone(),
+            identity: identity.clone(),
+            limits,
+            own_listeners,
+        }
+    }
+
+    /// The cluster, as discovery now describes it.
+    pub(crate) async fn find(&self, name: &ClusterName) -> Result<Rc<Cluster>, Error> {
+        let (service, endpoints) = self.discovery.cluster(name).await?;
+        Ok(self.update(name, service, endpoints))
+    }
+
+    fn update(&self, name: &ClusterName, service: Arc<Service>, endpoints: Arc<Endpoints>) -> Rc<Cluster> {
+        let now = Instant::now();
+        if let Some(cluster) = self.all.borrow().get(name) {
+            cluster.follow(service, endpoints, now);
+            return cluster.clone();
+        }
+        let cluster = Rc::new(Cluster::new(name, service, endpoints, &self.identity, self.limits, now));
+        self.all.borrow_mut().insert(name.clone(), cluster.clone());
+        cluster
+    }
+
+    /// Drops connections and clusters that are not used.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.all.borrow_mut().retain(|_, cluster| {
+            let idle = cluster.policy().idle_timeout;
+            let pools = cluster.pools.borrow();
+            pools.values().for_each(|pool| pool.sweep(idle));
+            let in_use = cluster.limit.in_use() != [0; 3];
+            in_use || pools.values().any(|pool| pool.len() > 0) || now - cluster.used.get() < FORGET
+        });
+    }
+}
+
+impl Cluster {
+    fn new(
+        name: &ClusterName,
+        service: Arc<Service>,
+        endpoints: Arc<Endpoints>,
+        identity: &Identity,
+        limits: config::Limits,
+        now: Instant,
+    ) -> Self {
+        let policy = service.policy.clone();
+        let mut rng = SmallRng::from_os_rng();
+        let mut balancer = Balancer::new(policy.balancing, policy.outlier, rng.random());
+        balancer.update(&endpoints, name.port, now);
+        let limit = Limit::new(policy.limits);
+        Self {
+            name: name.clone(),
+            believed: RefCell::new(Believed { service, endpoints, since: now }),
+            balancer: RefCell::new(balancer),
+            budget: Budget::new(policy.retry.budget_percent, policy.retry.budget_min_per_second, now),
+            slots: Slots::new(limit.clone()),
+            limit,
+            pools: RefCell::default(),
+            rng: RefCell::new(rng),
+            used: Cell::new(now),
+            identity: identity.clone(),
+            limits,
+        }
+    }
+
+    /// Takes what changed; what was learnt of what did not, stays.
+    fn follow(&self, service: Arc<Service>, endpoints: Arc<Endpoints>, now: Instant) {
+        self.used.set(now);
+        let mut believed = self.believed.borrow_mut();
+        if !Arc::ptr_eq(&believed.service, &service) {
+            let TrafficPolicy { balancing, outlier, limits, retry, .. } = &*service.policy;
+            self.balancer.borrow_mut().set_policy(*balancing, *outlier);
+            self.limit.set(*limits);
+            self.budget.set(retry.budget_percent, retry.budget_min_per_second);
+            believed.service = service;
+        }
+        if !Arc::ptr_eq(&believed.endpoints, &endpoints) {
+            self.balancer.borrow_mut().update(&endpoints, self.name.port, now);
+            self.pools.borrow_mut().retain(|address, pool| {
+                let stays = endpoints.endpoints.iter().any(|endpoint| endpoint.address == *address);
+                if !stays {
+                    pool.retire();
+                }
+                stays
+            });
+            believed.endpoints = endpoints;
+            believed.since = now;
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &ClusterName {
+        &self.name
+    }
+
+    /// How it is to be treated now.
+    pub(crate) fn policy(&self) -> Arc<TrafficPolicy> {
+        self.believed.borrow().service.policy.clone()
+    }
+
+    /// An endpoint, if possible none of `tried`.
+    pub(crate) fn pick(&self, tried: &[SocketAddr]) -> Result<Picked, Error> {
+        self.balancer.borrow_mut().pick(Instant::now(), tried)
+    }
+
+    /// A place for one connection, if the limit has one.
+    pub(crate) fn connection_slot(&self) -> Option<Slot> {
+        self.slots.take()
+    }
+
+    /// The connections to an endpoint.
+    fn pool(&self, endpoint: &Arc<Endpoint>) -> Result<Rc<Pool>, Error> {
+        let mut pools = self.pools.borrow_mut();
+        if let Some(pool) = pools.get(&endpoint.address) {
+            if pool.target().leads_to(endpoint, self.name.port) {
+                return Ok(pool.clone());
+            }
+            pool.retire();
+        }
+        let pool = Pool::new(Target::endpoint(endpoint, &self.name)?, &self.identity);
+        pools.insert(endpoint.address, pool.clone());
+        Ok(pool)
+    }
+
+    /// How connections are made, as policy now says.
+    fn dial(&self) -> Dial {
+        let believed = self.believed.borrow();
+        let policy = &believed.service.policy;
+        Dial {
+            timeout: policy.connect_timeout,
+            idle: policy.idle_timeout,
+            slots: Some(self.slots.clone()),
+            max_header_bytes: self.limits.max_header_bytes,
+            max_headers: self.limits.max_headers,
+        }
+    }
+}

@@ -110,6 +110,13 @@ impl Discovery {
         discovery
     }
 
+    /// Another snapshot from now on.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, snapshot: Snapshot) {
+        self.shared.snapshot.store(Arc::new(snapshot));
+        self.shared.changed.send_modify(|version| *version += 1);
+    }
+
     /// What this proxy believes now. Lock-free.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()

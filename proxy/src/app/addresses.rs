@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::StartError;
 use crate::{
     config::{Config, Upstream},
+    listener,
     state::StateDir,
 };
 
@@ -47,6 +48,17 @@ pub(super) enum Role {
     Captured,
     HttpProxy,
     Upstream(Upstream),
+}
+
+impl From<Role> for listener::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Inbound => Self::Inbound,
+            Role::Captured => Self::Captured,
+            Role::HttpProxy => Self::HttpProxy,
+            Role::Upstream(upstream) => Self::Upstream(upstream.name.into()),
+        }
+    }
 }
 
 /// All sockets, not accepting yet.

@@ -222,7 +222,7 @@ impl ConnectionOutcome {
 }
 
 /// What became of a connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectionOutcome {
     /// Seen from the workload.
     pub direction: Direction,

@@ -1,0 +1,260 @@
+//! The one type of body: of requests and responses, received or made here.
+//!
+//! It knows when it is over, and settles then what was held for it: the connection goes back to its
+//! pool, the permit to its limit, the outcome on the record. A body that is dropped before its end
+//! settles too, as one that was given up.
+
+mod expect;
+mod replay;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+pub(crate) use self::{
+    expect::Expect,
+    replay::Replay,
+    settle::{Settle, grpc_status},
+};
+use crate::{exchange::Exchange, outcome};
+
+/// A body.
+pub(crate) struct Body {
+    kind: Kind,
+    watched: Watched,
+}
+
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Incoming(Incoming),
+    /// One reading of a body that may be read again.
+    Replay(replay::Reading),
+    /// One that must not be read before the upstream asks for it.
+    Expect(Box<expect::Held>),
+    #[cfg(test)]
+    Test(tests::Scripted),
+}
+
+/// Who wants to know what passes.
+enum Watched {
+    Nobody,
+    /// A request's: its bytes are counted.
+    Request(Rc<Exchange>),
+    /// A response's.
+    Response(Box<Settle>),
+}
+
+/// Why a body broke off.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    /// The connection that it came from failed, or its sender reset it; the reason goes on to the other side.
+    Broken(hyper::Error),
+    /// The proxy gave it up.
+    GivenUp(outcome::Error),
+    /// It was to be read again, and the first reading is still at it.
+    Superseded,
+}
+
+impl Body {
+    /// Without bytes.
+    pub(crate) fn empty() -> Self {
+        Kind::Empty.into()
+    }
+
+    /// One that may only be read once the upstream has asked for it.
+    pub(crate) fn expect(mut self, expect: Expect) -> Self {
+        let body = std::mem::replace(&mut self.kind, Kind::Empty);
+        self.kind = Kind::Expect(Box::new(expect::Held::new(body, expect)));
+        self
+    }
+
+    /// Has the bytes of a request counted.
+    pub(crate) fn counted(mut self, exchange: &Rc<Exchange>) -> Self {
+        if !self.is_end_stream() {
+            self.watched = Watched::Request(exchange.clone());
+        }
+        self
+    }
+
+    /// What is to be settled when this response is over.
+    pub(crate) fn settle(&mut self) -> &mut Settle {
+        if !matches!(self.watched, Watched::Response(_)) {
+            self.watched = Watched::Response(Box::default());
+        }
+        match &mut self.watched {
+            Watched::Response(settle) => settle,
+            Watched::Nobody | Watched::Request(_) => unreachable!("set above"),
+        }
+    }
+
+    /// Whether this is the response of an endpoint with a proxy.
+    pub(crate) fn comes_from_mesh(&self) -> bool {
+        match &self.watched {
+            Watched::Response(settle) => settle.picked.as_ref().is_some_and(|picked| picked.endpoint().meshed),
+            Watched::Nobody | Watched::Request(_) => false,
+        }
+    }
+
+    /// Takes over what was to be settled: what follows is no body.
+    pub(crate) fn take_settle(&mut self) -> Box<Settle> {
+        match std::mem::replace(&mut self.watched, Watched::Nobody) {
+            Watched::Response(settle) => settle,
+            Watched::Nobody | Watched::Request(_) => Box::default(),
+        }
+    }
+}
+
+impl From<Kind> for Body {
+    fn from(kind: Kind) -> Self {
+        Self { kind, watched: Watched::Nobody }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        if incoming.is_end_stream() { Self::empty() } else { Kind::Incoming(incoming).into() }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::empty() } else { Kind::Full(bytes).into() }
+    }
+}
+
+impl Kind {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Broken),
+            Self::Replay(reading) => reading.poll_frame(cx),
+            Self::Expect(held) => held.poll_frame(cx),
+            #[cfg(test)]
+            Self::Test(scripted) => scripted.poll_frame(),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) => false,
+            Self::Incoming(incoming) => incoming.is_end_stream(),
+            Self::Replay(reading) => reading.is_end_stream(),
+            Self::Expect(held) => held.is_end_stream(),
+            #[cfg(test)]
+            Self::Test(scripted) => scripted.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Incoming(incoming) => incoming.size_hint(),
+            Self::Replay(reading) => reading.size_hint(),
+            Self::Expect(held) => held.size_hint(),
+            #[cfg(test)]
+            Self::Test(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = match this.kind.poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => match &mut this.watched {
+                Watched::Response(settle) => Some(Err(BodyError::GivenUp(ready!(settle.poll_given_up(cx))))),
+                Watched::Nobody | Watched::Request(_) => return Poll::Pending,
+            },
+        };
+        match &mut this.watched {
+            Watched::Nobody => {}
+            Watched::Request(exchange) => {
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    exchange.count_request_bytes(data.remaining());
+                }
+            }
+            Watched::Response(settle) => match &frame {
+                Some(Ok(frame)) => {
+                    settle.note(frame);
+                    if this.kind.is_end_stream() {
+                        settle.complete();
+                    }
+                }
+                None => settle.complete(),
+                Some(Err(error)) => settle.fail(error),
+            },
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.kind.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.kind.size_hint()
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        // Of a body without bytes (or after the last) hyper does not ask for a frame.
+        if let Watched::Response(settle) = &mut self.watched
+            && self.kind.is_end_stream()
+        {
+            settle.complete();
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("size", &self.kind.size_hint()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(_) => f.write_str("the body broke off"),
+            Self::GivenUp(_) => f.write_str("the body was given up"),
+            Self::Superseded => f.write_str("the body is read anew"),
+        }
+    }
+}
+
+impl StdError for BodyError {
+    /// hyper finds the reason of an HTTP/2 reset here and passes it on.
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Broken(error) => Some(error),
+            Self::GivenUp(error) => Some(error),
+            Self::Superseded => None,
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Connections to one address that carry HTTP, kept for the next request.
+//!
+//! What they were made for is fixed: whoever changes address, identities or protocol asks another pool.
+//! Credentials change under way: a connection that was made with others than today's is not used again.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{LocalBoxFuture, Shared},
+};
+use heddle_certs::SpiffeId;
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    sync::Notify,
+    task::spawn_local,
+    time::{Duration, Instant},
+};
+
+use super::{Carried, Connected, Target, connect, failure};
+use crate::{
+    body::Body,
+    cluster::limit::{Limit, Permit},
+    identity::Identity,
+    outcome::{Error, ErrorKind},
+    serve::{Local, windows},
+};
+
+/// Old connections are replaced even if they are in use all the time, so that new instances behind
+/// the same address get their share.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+/// A connection is not used in the last moments of a certificate's life (of a very short one, its last quarter).
+const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
+/// Peers close a connection after ten idle minutes; not to meet in the middle, we are earlier.
+const MAX_IDLE: Duration = Duration::from_secs(300);
+/// With so many streams on an HTTP/2 connection the next one gets another: few servers take more.
+const MAX_STREAMS: u32 = 100;
+/// More than any of ours sends, and the least that hyper takes.
+const MIN_BUFFER: usize = 8 << 10;
+/// Pings on HTTP/2 connections with streams open ...
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// ... which a peer that is there answers in this time.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections to one target.
+pub(crate) struct Pool {
+    target: Target,
+    who: String,
+    identity: Identity,
+    idle: RefCell<Vec<Http1>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+    /// One HTTP/2 connection is made at a time, for all that wait for it.
+    connecting: RefCell<Option<Connecting>>,
+    /// Set when the target changed: what is under way ends, nothing is kept.
+    retired: Cell<bool>,
+}
+
+type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Http2>, Error>>>;
+
+/// How to make a connection, as policy now says.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    /// For TCP and TLS.
+    pub(crate) timeout: Duration,
+    /// Unused connections are dropped after this.
+    pub(crate) idle: Duration,
+    /// Of the cluster; an app has none.
+    pub(crate) slots: Option<Rc<Slots>>,
+    /// Largest header list of a response.
+    pub(crate) max_header_bytes: u32,
+    /// Most headers of a response.
+    pub(crate) max_headers: usize,
+}
+
+/// How many connections a cluster may have, and who waits for one.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    pub(crate) limit: Limit,
+    freed: Notify,
+}
+
+/// A place for one connection, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    _permit: Permit,
+    slots: Rc<Slots>,
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+struct Facts {
+    peer: Option<SpiffeId>,
+    epoch: u64,
+    /// Not to be used from then on.
+    until: Instant,
+    used: Cell<Instant>,
+    slot: Option<Slot>,
+}
+
+struct Http1 {
+    sender: http1::SendRequest<Body>,
+    facts: Facts,
+}
+
+struct Http2 {
+    sender: http2::SendRequest<Body>,
+    streams: Cell<u32>,
+    facts: Facts,
+}
+
+/// A connection in use by one request.
+pub(crate) struct Lease(Kind);
+
+enum Kind {
+    Http1(Http1, Rc<Pool>),
+    Http2(Stream),
+}
+
+/// One stream of an HTTP/2 connection.
+struct Stream(Rc<Http2>);
+
+/// What was found out about the connection that a request goes over.
+pub(crate) struct Via<'a> {
+    /// Verified identity of the other end.
+    pub(crate) peer: Option<&'a SpiffeId>,
+    /// How long it took to make it, if it was made for this request.
+    pub(crate) connect: Option<Duration>,
+    /// How long nobody has used it.
+    pub(crate) idle: Duration,
+}
+
+impl Pool {
+    /// Without connections.
+    pub(crate) fn new(target: Target, identity: &Identity) -> Rc<Self> {
+        Rc::new(Self {
+            who: target.address.to_string(),
+            target,
+            identity: identity.clone(),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            connecting: RefCell::default(),
+            retired: Cell::new(false),
+        })
+    }
+
+    /// Whom it leads to.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Sends a request and awaits its response's headers. The response's body holds the connection. A connection
+    /// that turns out to have been closed before the request was sent is replaced without a word.
+    pub(crate) async fn send(
+        self: &Rc<Self>,
+        mut request: Request<Body>,
+        carried: Carried,
+        dial: &Dial,
+        mut on_connection: impl FnMut(&Via<'_>, &Request<Body>),
+    ) -> Result<Response<Body>, Error> {
+        loop {
+            let (mut lease, connect) = self.lease(carried, dial).await?;
+            let facts = lease.facts();
+            on_connection(&Via { peer: facts.peer.as_ref(), connect, idle: facts.used.get().elapsed() }, &request);
+            let mut error = match lease.send(request).await {
+                Ok(response) => {
+                    let mut response = response.map(Body::from);
+                    response.body_mut().settle().lease = Some(lease);
+                    return Ok(response);
+                }
+                Err(error) => error,
+            };
+            request = match error.take_message() {
+                Some(request) if connect.is_none() => request,
+                // A new connection that fails at once would do so again.
+                Some(_) => return Err(failure::unsent(error.error(), &self.who)),
+                None => return Err(failure::sent(error.error(), &self.who)),
+            };
+        }
+    }
+
+    /// A connection, and how long it took if it is new.
+    async fn lease(self: &Rc<Self>, carried: Carried, dial: &Dial) -> Result<(Lease, Option<Duration>), Error> {
+        match carried {
+            Carried::Http1 => {
+                let (connection, took) = match self.idle_http1(dial.idle) {
+                    Some(connection) => (connection, None),
+                    None => self.make_http1(dial).await?,
+                };
+                Ok((Lease(Kind::Http1(connection, self.clone())), took))
+            }
+            Carried::Http2 => {
+                let (connection, took) = match self.shared_http2(dial.idle) {
+                    Some(connection) => (connection, None),
+                    None => self.make_http2(dial).await?,
+                };
+                Ok((Lease(Kind::Http2(Stream::new(connection))), took))
+            }
+            Carried::Tcp => Err(Error::new(ErrorKind::Internal, "opaque connections are not pooled")),
+        }
+    }
+
+    /// The connection used last, which is the least likely to be closed.
+    fn idle_http1(&self, idle: Duration) -> Option<Http1> {
+        let now = Instant::now();
+        let epoch = self.epoch();
+        let mut all = self.idle.borrow_mut();
+        let mut at = all.len();
+        while let Some(index) = at.checked_sub(1) {
+            at = index;
+            let connection = &all[index];
+            if connection.sender.is_closed() || !connection.facts.is_usable(now, epoch, idle) {
+                all.remove(index);
+            } else if connection.sender.is_ready() {
+                return Some(all.remove(index));
+            }
+        }
+        None
+    }
+
+    async fn make_http1(&self, dial: &Dial) -> Result<(Http1, Option<Duration>), Error> {
+        let slot = match &dial.slots {
+            None => None,
+            Some(slots) => match slots.take() {
+                Some(slot) => Some(slot),
+                None => match self.wait(slots, dial).await? {
+                    Waited::Slot(slot) => Some(slot),
+                    Waited::Connection(connection) => return Ok((*connection, None)),
+                },
+            },
+        };
+        let Connected { stream, peer, expires, epoch, took } =
+            connect(&self.identity, &self.target, Carried::Http1, dial.timeout).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(dial.max_headers)
+            .max_header_size(dial.max_header_bytes as usize)
+            .max_buf_size(MIN_BUFFER + dial.max_header_bytes as usize)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failure::unsent(&error, &self.who))?;
+        let who = self.who.clone();
+        spawn_local(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, who, "HTTP/1.1 connection ended");
+            }
+        });
+        Ok((Http1 { sender, facts: Facts::new(peer, epoch, expires, slot) }, Some(took)))
+    }
+
+    /// Waits its turn for a connection, where the cluster may have no more.
+    async fn wait(&self, slots: &Rc<Slots>, dial: &Dial) -> Result<Waited, Error> {
+        let Some(_pending) = slots.limit.pending() else {
+            return Err(Error::new(ErrorKind::Overloaded, "as many connections and waiting requests as policy allows"));
+        };
+        loop {
+            // Before looking, so as not to miss one.
+            let freed = slots.freed.notified();
+            if let Some(connection) = self.idle_http1(dial.idle) {
+                return Ok(Waited::Connection(Box::new(connection)));
+            }
+            if let Some(slot) = slots.take() {
+                return Ok(Waited::Slot(slot));
+            }
+            freed.await;
+        }
+    }
+
+    fn shared_http2(&self, idle: Duration) -> Option<Rc<Http2>> {
+        let now = Instant::now();
+        let epoch = self.epoch();
+        let mut all = self.shared.borrow_mut();
+        // Those that are dropped here end when their last stream does.
+        all.retain(|connection| {
+            let unused = connection.streams.get() == 0;
+            if !unused {
+                connection.facts.used.set(now);
+            }
+            !connection.sender.is_closed() && connection.facts.is_usable(now, epoch, idle)
+        });
+        all.iter().find(|connection| connection.streams.get() < MAX_STREAMS).cloned()
+    }
+
+    async fn make_http2(self: &Rc<Self>, dial: &Dial) -> Result<(Rc<Http2>, Option<Duration>), Error> {
+        let began = Instant::now();
+        let connecting = self
+            .connecting
+            .borrow_mut()
+            .get_or_insert_with(|| {
+                let (pool, dial) = (self.clone(), dial.clone());
+                // A task of its own: who asked first may go away before it is made.
+                let task = spawn_local(async move {
+                    let made = pool.connect_http2(&dial).await;
+                    pool.connecting.borrow_mut().take();
+                    made
+                });
+                let gone = |error| Err(Error::new(ErrorKind::Internal, format!("connecting: {error}")));
+                task.map(move |made| made.unwrap_or_else(gone)).boxed_local().shared()
+            })
+            .clone();
+        let connection = connecting.await?;
+        Ok((connection, Some(began.elapsed())))
+    }
+
+    async fn connect_http2(&self, dial: &Dial) -> Result<Rc<Http2>, Error> {
+        let slot = match &dial.slots {
+            None => None,
+            Some(slots) => Some(slots.take().ok_or_else(|| {
+                Error::new(ErrorKind::Overloaded, "as many connections as policy allows, each with all its streams")
+            })?),
+        };
+        let Connected { stream, peer, expires, epoch, .. } =
+            connect(&self.identity, &self.target, Carried::Http2, dial.timeout).await?;
+        let (sender, connection) = http2::Builder::new(Local)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(windows::STREAM)
+            .initial_connection_window_size(windows::connection(MAX_STREAMS))
+            .max_send_buf_size(windows::SEND_BUFFER)
+            .max_header_list_size(dial.max_header_bytes)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failure::unsent(&error, &self.who))?;
+        let who = self.who.clone();
+        spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, who, "HTTP/2 connection ended");
+            }
+        });
+        let made = Http2 { sender, streams: Cell::new(0), facts: Facts::new(peer, epoch, expires, slot) };
+        let made = Rc::new(made);
+        if !self.retired.get() {
+            self.shared.borrow_mut().push(made.clone());
+        }
+        Ok(made)
+    }
+
+    /// Of the credentials that connections must have been made with.
+    fn epoch(&self) -> u64 {
+        match &self.target.mesh {
+            Some(_) => self.identity.current().map_or(u64::MAX, |credentials| credentials.epoch),
+            None => 0,
+        }
+    }
+
+    /// The target has changed: nothing is kept any longer.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+    }
+
+    /// Drops what is unused for too long, too old or closed.
+    pub(crate) fn sweep(&self, idle: Duration) {
+        let now = Instant::now();
+        let epoch = self.epoch();
+        let mut all = self.idle.borrow_mut();
+        all.retain(|connection| !connection.sender.is_closed() && connection.facts.is_usable(now, epoch, idle));
+        drop(all);
+        self.shared_http2(idle);
+    }
+
+    /// How many connections it keeps.
+    pub(crate) fn len(&self) -> usize {
+        self.idle.borrow().len() + self.shared.borrow().len()
+    }
+}
+
+enum Waited {
+    Slot(Slot),
+    Connection(Box<Http1>),
+}
+
+impl Lease {
+    fn facts(&self) -> &Facts {
+        match &self.0 {
+            Kind::Http1(connection, _) => &connection.facts,
+            Kind::Http2(Stream(connection)) => &connection.facts,
+        }
+    }
+
+    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        match &mut self.0 {
+            Kind::Http1(connection, _) => connection.sender.try_send_request(request).await,
+            Kind::Http2(Stream(connection)) => connection.sender.clone().try_send_request(request).await,
+        }
+    }
+
+    /// The response has come in full: the connection is for the next one.
+    pub(crate) fn give_back(self) {
+        let Kind::Http1(connection, pool) = self.0 else { return };
+        if pool.retired.get() || connection.sender.is_closed() {
+            return;
+        }
+        connection.facts.used.set(Instant::now());
+        let slots = connection.facts.slot.as_ref().map(|slot| slot.slots.clone());
+        pool.idle.borrow_mut().push(connection);
+        if let Some(slots) = slots {
+            slots.freed.notify_one();
+        }
+    }
+}
+
+impl Stream {
+    fn new(connection: Rc<Http2>) -> Self {
+        connection.streams.update(|streams| streams + 1);
+        Self(connection)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.update(|streams| streams - 1);
+        self.0.facts.used.set(Instant::now());
+    }
+}
+
+impl Facts {
+    fn new(peer: Option<SpiffeId>, epoch: u64, expires: Option<Instant>, slot: Option<Slot>) -> Self {
+        let now = Instant::now();
+        let oldest = now + MAX_AGE;
+        let until = expires.map_or(oldest, |expires| oldest.min(expires - EXPIRY_MARGIN.min((expires - now) / 4)));
+        Self { peer, epoch, until, used: Cell::new(now), slot }
+    }
+
+    fn is_usable(&self, now: Instant, epoch: u64, idle: Duration) -> bool {
+        self.epoch == epoch && now < self.until && now.saturating_duration_since(self.used.get()) < idle.min(MAX_IDLE)
+    }
+}
+
+impl Slots {
+    pub(crate) fn new(limit: Limit) -> Rc<Self> {
+        Rc::new(Self { limit, freed: Notify::new() })
+    }
+
+    /// A place, if there is one.
+    pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
+        Some(Slot { _permit: self.limit.connection()?, slots: self.clone() })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.slots.freed.notify_one();
+    }
+}

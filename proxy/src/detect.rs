@@ -1,0 +1,227 @@
+//! What a connection speaks, told from its first bytes.
+//!
+//! A declared protocol wins: then nothing is looked at here. Undeclared, a connection is HTTP only if its
+//! first line ends in `HTTP/1.x` or if it opens with the preface of HTTP/2; bytes that merely look
+//! like a method are not enough.
+
+use std::{io, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::{Instant, timeout_at},
+};
+
+use crate::stream::Stream;
+
+/// Longest first line that is waited for: the longest that the HTTP server takes.
+const MAX: usize = 64 << 10;
+/// RFC 9113, section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Longest method looked for: a long one that somebody made up is opaque, which loses routes, not bytes.
+const LONGEST_METHOD: usize = 32;
+
+/// What a connection speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Detected {
+    /// HTTP/1.x.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// TLS of the app's own; the name asked for, if one is.
+    Tls(Option<String>),
+    /// Something else.
+    Opaque,
+    /// Not said in time.
+    Silent,
+    /// The client ended before it said anything.
+    Ended,
+}
+
+/// What the bytes so far say; `None`: not enough.
+pub(crate) fn classify(bytes: &[u8]) -> Option<Detected> {
+    match bytes.first()? {
+        0x16 => classify_tls(bytes),
+        _ if bytes.starts_with(PREFACE) => Some(Detected::Http2),
+        _ if PREFACE.starts_with(bytes) => None,
+        _ => classify_request_line(bytes),
+    }
+}
+
+/// `method SP target SP HTTP/1.x CRLF` (RFC 9112, section 3); a bare LF is for the HTTP server to judge.
+fn classify_request_line(bytes: &[u8]) -> Option<Detected> {
+    // Servers ignore an empty line before the first request (RFC 9112, section 2.2).
+    let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    let method = bytes.iter().position(|&byte| !is_token(byte)).unwrap_or(bytes.len());
+    if method > LONGEST_METHOD {
+        return Some(Detected::Opaque);
+    }
+    match bytes.get(method) {
+        None => return None,
+        Some(b'\r') if bytes.len() == 1 => return None,
+        Some(b' ') if method > 0 => {}
+        Some(_) => return Some(Detected::Opaque),
+    }
+    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
+        // No control character is part of a request line.
+        let line = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        let hopeless = line.len() >= MAX || line.iter().any(|&byte| byte < b' ' || byte == 0x7f);
+        return hopeless.then_some(Detected::Opaque);
+    };
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    let is_http = matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit());
+    Some(if is_http { Detected::Http1 } else { Detected::Opaque })
+}
+
+/// A handshake record (RFC 8446, section 5.1) with a ClientHello in it.
+fn classify_tls(bytes: &[u8]) -> Option<Detected> {
+    match bytes {
+        [_, 3, 0..=4, _, _, 1, ..] => {}
+        [_] | [_, 3] | [_, 3, 0..=4] | [_, 3, 0..=4, _] | [_, 3, 0..=4, _, _] => return None,
+        _ => return Some(Detected::Opaque),
+    }
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        if acceptor.read_tls(&mut rest).is_err() {
+            return Some(Detected::Opaque);
+        }
+    }
+    match acceptor.accept() {
+        Ok(Some(accepted)) => Some(Detected::Tls(accepted.client_hello().server_name().map(str::to_owned))),
+        Ok(None) if bytes.len() < MAX => None,
+        // An older TLS, or a newer one: its name is not known, but it is no HTTP.
+        Ok(None) | Err(_) => Some(Detected::Tls(None)),
+    }
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// The bytes at the beginning of a stream, read no further than to know what it speaks.
+#[derive(Debug, Default)]
+pub(crate) struct Peek {
+    bytes: BytesMut,
+}
+
+impl Peek {
+    /// Reads until it is known what the client speaks. Cancel safe: asked again, it goes on.
+    pub(crate) async fn classify(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Detected> {
+        loop {
+            if let Some(detected) = classify(&self.bytes) {
+                return Ok(detected);
+            }
+            self.bytes.reserve(4 << 10);
+            if stream.read_buf(&mut self.bytes).await? == 0 {
+                return Ok(if self.bytes.is_empty() { Detected::Ended } else { Detected::Opaque });
+            }
+        }
+    }
+
+    /// The bytes, to be put back.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        self.bytes.freeze()
+    }
+}
+
+/// Looks at the first bytes of a stream for at most `wait`, and leaves them to be read. What has begun like
+/// HTTP and does not go on in that time is [`Detected::Silent`] like what says nothing: the rest may come.
+pub(crate) async fn detect(stream: &mut Stream, wait: Duration) -> io::Result<Detected> {
+    let mut peek = Peek::default();
+    let result = timeout_at(Instant::now() + wait, peek.classify(stream)).await;
+    stream.put_back(peek.into_bytes());
+    result.unwrap_or(Ok(Detected::Silent))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[test]
+    fn http_is_what_its_first_line_says() {
+        for (bytes, expected) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Some(Detected::Http1)),
+            (b"GET / HTTP/1.0\n", Some(Detected::Http1)),
+            (b"\r\nGET / HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"M-SEARCH * HTTP/1.1\r\nHost: x\r\n", Some(Detected::Http1)),
+            (PREFACE, Some(Detected::Http2)),
+            (b"GET / HTTP/2.0\r\n", Some(Detected::Opaque)),
+            (b"GET /\r\n", Some(Detected::Opaque)),
+            (b"GET / HTTP/1.x\r\n", Some(Detected::Opaque)),
+            (b"EHLO example.org\r\n", Some(Detected::Opaque)),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Some(Detected::Opaque)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Detected::Opaque)),
+            (b"SSH-2.0-x\r\n", Some(Detected::Opaque)),
+            (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Some(Detected::Opaque)),
+            (b" GET / HTTP/1.1\r\n", Some(Detected::Opaque)),
+            (b"GET \x01", Some(Detected::Opaque)),
+            (b"", None),
+            (b"G", None),
+            (b"\r", None),
+            (b"\r\n", None),
+            (b"PRI * HTTP/2.0\r\n\r\n", None),
+            (b"PR", None),
+            (b"PROPFIND / HT", None),
+            (b"GET / HTTP/1.1\r", None),
+        ] {
+            assert_eq!(classify(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        }
+        assert_eq!(classify(&[b"GET /".as_slice(), &vec![b'a'; MAX]].concat()), Some(Detected::Opaque));
+        assert_eq!(classify(&[b'a'; LONGEST_METHOD + 1]), Some(Detected::Opaque));
+    }
+
+    #[test]
+    fn what_more_bytes_say_never_contradicts_what_fewer_said() {
+        let hello = client_hello("db.example");
+        for whole in [b"POST /x HTTP/1.1\r\n\r\n".as_slice(), PREFACE, b"EHLO x\r\n", b"GET /\r\n", &hello] {
+            let last = classify(whole).unwrap();
+            for n in 0..whole.len() {
+                assert!(classify(&whole[..n]).is_none_or(|said| said == last), "{n} bytes of {whole:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tls_tells_its_name() {
+        assert_eq!(classify(&client_hello("db.example")), Some(Detected::Tls(Some("db.example".into()))));
+        assert_eq!(classify(b"\x16\x03\x01\x00\x05\x02"), Some(Detected::Opaque));
+        assert_eq!(classify(b"\x16\x05"), Some(Detected::Opaque));
+        assert_eq!(classify(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"), Some(Detected::Tls(None)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_waited_for_no_longer_than_that() {
+        let (mut client, near) = duplex(64);
+        let mut stream = Stream::from(near);
+        let since = Instant::now();
+        assert_eq!(detect(&mut stream, Duration::from_millis(50)).await.unwrap(), Detected::Silent);
+        assert_eq!(since.elapsed().as_millis(), 50);
+        client.write_all(b"GET / HT").await.unwrap();
+        assert_eq!(detect(&mut stream, Duration::from_millis(50)).await.unwrap(), Detected::Silent);
+        client.write_all(b"TP/1.1\r\n").await.unwrap();
+        assert_eq!(detect(&mut stream, Duration::from_millis(50)).await.unwrap(), Detected::Http1);
+        drop(client);
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "GET / HTTP/1.1\r\n");
+        assert_eq!(detect(&mut stream, Duration::from_millis(50)).await.unwrap(), Detected::Ended);
+    }
+
+    fn client_hello(name: &'static str) -> Vec<u8> {
+        let config = rustls::ClientConfig::builder_with_provider(heddle_certs::tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let mut connection =
+            rustls::ClientConnection::new(std::sync::Arc::new(config), name.try_into().unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        while connection.wants_write() {
+            connection.write_tls(&mut bytes).unwrap();
+        }
+        bytes
+    }
+}

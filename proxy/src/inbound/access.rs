@@ -1,0 +1,314 @@
+//! Which port is called, and whether the caller may.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use http::{HeaderValue, Method, header::USER_AGENT, request::Parts};
+use tokio::{net::TcpStream, sync::Notify, time::Instant};
+
+use super::caller::Caller;
+use crate::{
+    authorize::{AtAccept, Peer},
+    exchange::Exchange,
+    headers,
+    listener::{self, Arrival},
+    outcome::{Authorization, Direction, Error, ErrorKind, RequestOutcome},
+    serve,
+    snapshot::{ClusterName, InboundPolicy, InboundPort, Protocol, ServiceName, Snapshot},
+    trace_context::TraceContext,
+    worker::Worker,
+};
+
+/// One inbound connection.
+pub(crate) struct Connection {
+    worker: Rc<Worker>,
+    arrival: Rc<Arrival>,
+    caller: Caller,
+    /// The port asked for; in plaintext it may not be known before a request names a host.
+    wanted: Option<ClusterName>,
+    /// What was decided at accept, and by which policy.
+    decided: RefCell<Option<(Arc<InboundPolicy>, u16, AtAccept)>>,
+    /// Requests under way; policy may change.
+    open: RefCell<Vec<Weak<Exchange>>>,
+    /// Tells opaque bytes that policy has changed.
+    pub(super) policy_changed: Notify,
+}
+
+/// The connections of a worker, for when policy changes.
+#[derive(Default)]
+pub(crate) struct Connections(RefCell<Vec<Weak<Connection>>>);
+
+impl Connections {
+    fn register(&self, connection: &Rc<Connection>) {
+        let mut all = self.0.borrow_mut();
+        if all.len() == all.capacity() {
+            all.retain(|connection| connection.strong_count() > 0);
+        }
+        all.push(Rc::downgrade(connection));
+    }
+
+    /// Policy has changed: what is under way and no longer allowed ends.
+    pub(crate) fn recheck(&self) {
+        let all: Vec<_> = self.0.borrow().iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|connection| connection.recheck());
+    }
+}
+
+/// A port of a service that this workload serves, as policy now describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Port {
+    pub(super) name: ClusterName,
+    pub(super) policy: Arc<InboundPolicy>,
+    pub(super) protocol: Protocol,
+    /// Where the app listens.
+    pub(super) app: SocketAddr,
+    permissive: bool,
+}
+
+impl Connection {
+    /// Begins, and has changes of policy told.
+    pub(super) fn open(
+        worker: Rc<Worker>,
+        arrival: Rc<Arrival>,
+        caller: Caller,
+        wanted: Option<ClusterName>,
+    ) -> Rc<Self> {
+        let connection = Rc::new(Self {
+            worker,
+            arrival,
+            caller,
+            wanted,
+            decided: RefCell::default(),
+            open: RefCell::default(),
+            policy_changed: Notify::new(),
+        });
+        connection.worker.inbound.register(&connection);
+        connection
+    }
+
+    pub(super) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    pub(super) fn arrival(&self) -> &Rc<Arrival> {
+        &self.arrival
+    }
+
+    /// A request begins, and with it the span that it is.
+    pub(super) fn begin(&self, parts: &Parts, grpc: bool) -> (Rc<Exchange>, TraceContext) {
+        let rng = &mut *self.worker.rng.borrow_mut();
+        let span = TraceContext::extract(&parts.headers, &self.worker.common.sampler, rng).child(rng);
+        let line = (parts.version, parts.method.clone(), parts.uri.clone());
+        let mut outcome =
+            RequestOutcome::new(Direction::Inbound, line, self.arrival.peer, SystemTime::now(), span.clone());
+        outcome.grpc = grpc;
+        outcome.authority = serve::authority(parts);
+        outcome.user_agent = parts.headers.get(USER_AGENT).cloned();
+        outcome.peer = self.caller.id().cloned();
+        if let Some(wanted) = &self.wanted {
+            outcome.service = Some(wanted.service.clone());
+            outcome.port = wanted.port;
+        }
+        let exchange = Exchange::begin(outcome, &self.worker.sink);
+        let mut open = self.open.borrow_mut();
+        if open.len() == open.capacity() {
+            open.retain(|exchange| exchange.strong_count() > 0);
+        }
+        open.push(Rc::downgrade(&exchange));
+        (exchange, span)
+    }
+
+    /// The port that is called; `authority` says which in plaintext, where nothing else does.
+    pub(super) fn port(&self, authority: &HeaderValue) -> Result<Port, Error> {
+        let snapshot = self.worker.common.discovery.snapshot();
+        match &self.wanted {
+            Some(wanted) => find(&snapshot, wanted),
+            None if self.caller.id().is_some() => {
+                Err(Error::new(ErrorKind::NotServed, "the caller's handshake names no port of a service"))
+            }
+            None => find_by_host(&snapshot, authority),
+        }
+    }
+
+    /// The only one that it can be, where no request says more.
+    pub(super) fn only_port(&self) -> Result<Port, Error> {
+        self.port(&HeaderValue::from_static(""))
+    }
+
+    /// Whether a request may come in; noted in either case.
+    pub(super) fn authorize(&self, port: &Port, parts: &Parts, exchange: &Exchange) -> Result<(), Error> {
+        exchange.note(|outcome| {
+            outcome.service = Some(port.name.service.clone());
+            outcome.port = port.name.port;
+        });
+        let said = self.judge(port, &parts.method, parts.uri.path())?;
+        let result = self.verdict(port, &said);
+        exchange.note(|outcome| outcome.authorization = Some(said));
+        result
+    }
+
+    fn judge(&self, port: &Port, method: &Method, path: &str) -> Result<Authorization, Error> {
+        match &self.caller {
+            Caller::Meshed { id, expires, .. } if Instant::now() >= *expires => {
+                return Err(Error::new(ErrorKind::Denied, format!("the certificate of {id} has expired")));
+            }
+            Caller::Meshed { .. } => {}
+            Caller::Unmeshed if port.is_exempt(method, path) => {
+                return Ok(Authorization { allowed: true, policy: None, rule: None });
+            }
+            Caller::Unmeshed => self.check_plaintext(port)?,
+        }
+        let peer = self.as_peer(port);
+        let mut decided = self.decided.borrow_mut();
+        let known =
+            decided.as_ref().is_some_and(|(policy, at, _)| Arc::ptr_eq(policy, &port.policy) && *at == port.name.port);
+        if !known {
+            *decided = Some((port.policy.clone(), port.name.port, port.policy.authorizer.at_accept(&peer)));
+        }
+        Ok(match decided.as_ref() {
+            Some((_, _, AtAccept::Allow(said) | AtAccept::Deny(said))) => said.clone(),
+            Some((_, _, AtAccept::PerRequest)) | None => port.policy.authorizer.at_request(&peer, method, path),
+        })
+    }
+
+    /// Whether opaque bytes may come in, and what was said.
+    pub(super) fn authorize_opaque(&self, port: &Port) -> Result<Authorization, Error> {
+        if self.caller.id().is_none() {
+            self.check_plaintext(port)?;
+        }
+        let http = matches!(port.protocol, Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
+        if http || port.policy.authorizer.has_request_rules(port.name.port) {
+            let why = if http { "is declared HTTP" } else { "has rules that ask for method or path" };
+            return Err(Error::new(ErrorKind::OpaqueRefused, format!("{} {why}", port.name)));
+        }
+        let said = port.policy.authorizer.at_opaque(&self.as_peer(port));
+        self.verdict(port, &said)?;
+        Ok(said)
+    }
+
+    fn check_plaintext(&self, port: &Port) -> Result<(), Error> {
+        if port.permissive {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::PlaintextRefused, format!("{} takes only callers with a sidecar", port.name)))
+    }
+
+    fn verdict(&self, port: &Port, said: &Authorization) -> Result<(), Error> {
+        if said.allowed {
+            return Ok(());
+        }
+        let who = self.caller.id().map_or_else(|| "unauthenticated callers".to_owned(), ToString::to_string);
+        let detail = match (&said.policy, &said.rule) {
+            (Some(policy), Some(rule)) => format!("{policy} rule {rule} denies {who}"),
+            (Some(policy), None) => format!("{policy} denies {who}"),
+            (None, _) => format!("no rule of {} allows {who}, and the mesh's default is to deny", port.name.service),
+        };
+        Err(Error::new(ErrorKind::Denied, detail))
+    }
+
+    fn as_peer(&self, port: &Port) -> Peer<'_> {
+        Peer { id: self.caller.id(), ip: self.arrival.peer.ip(), port: port.name.port }
+    }
+
+    /// Takes off a request what its caller must not say, and says who it is.
+    pub(super) fn sanitize(&self, parts: &mut Parts) {
+        let credentials = self.worker.common.identity.current();
+        let own = credentials.as_ref().map(|credentials| credentials.svid.id());
+        let scheme = if self.caller.id().is_some() { "https" } else { "http" };
+        headers::sanitize_inbound(&mut parts.headers, self.caller.hop(), self.arrival.peer.ip(), scheme, own);
+    }
+
+    fn recheck(&self) {
+        self.policy_changed.notify_waiters();
+        for exchange in self.open.borrow().iter().filter_map(Weak::upgrade) {
+            let asked = exchange.read(|outcome| {
+                outcome.authorization.as_ref()?;
+                Some((outcome.authority.clone(), outcome.method.clone(), outcome.uri.path().to_owned()))
+            });
+            let Some((authority, method, path)) = asked.flatten() else { continue };
+            let authority = authority.unwrap_or_else(|| HeaderValue::from_static(""));
+            let result = self.port(&authority).and_then(|port| {
+                let said = self.judge(&port, &method, &path)?;
+                self.verdict(&port, &said)
+            });
+            if let Err(error) = result {
+                exchange.interrupt(error.after_send());
+            }
+        }
+    }
+}
+
+impl Port {
+    /// Whether this is a probe that needs nothing.
+    fn is_exempt(&self, method: &Method, path: &str) -> bool {
+        matches!(*method, Method::GET | Method::HEAD)
+            && self.policy.probe_exemptions.iter().any(|(port, exempt)| *port == self.name.port && exempt == path)
+    }
+}
+
+/// The port that a redirected plaintext connection was meant for.
+pub(super) fn port_dialled(worker: &Worker, socket: &TcpStream) -> Option<ClusterName> {
+    let dialled = listener::original_destination(socket)?;
+    let snapshot = worker.common.discovery.snapshot();
+    served(&snapshot)
+        .find(|(_, _, port)| port.app.is_some_and(|app| app.port() == dialled.port()))
+        .map(|(policy, port, _)| ClusterName { service: policy.service.clone(), port })
+}
+
+/// All ports of this workload.
+fn served(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<InboundPolicy>, u16, &InboundPort)> {
+    snapshot.inbound.values().flat_map(|policy| policy.ports.iter().map(move |(number, port)| (policy, *number, port)))
+}
+
+fn find(snapshot: &Snapshot, wanted: &ClusterName) -> Result<Port, Error> {
+    if snapshot.inbound.is_empty() {
+        return Err(Error::new(ErrorKind::NotReady, "this proxy has no policy yet"));
+    }
+    let not_served = || Error::new(ErrorKind::NotServed, format!("this workload does not serve {wanted}"));
+    let policy = snapshot.inbound.get(&wanted.service).ok_or_else(not_served)?;
+    let port = policy.ports.get(&wanted.port).ok_or_else(not_served)?;
+    Ok(Port {
+        name: wanted.clone(),
+        policy: policy.clone(),
+        protocol: port.protocol,
+        app: port.app.ok_or_else(not_served)?,
+        permissive: port.permissive,
+    })
+}
+
+/// Where no redirection tells the port: the one that `Host` names, or the only one. Whoever names another
+/// port gets that port's policy.
+fn find_by_host(snapshot: &Snapshot, authority: &HeaderValue) -> Result<Port, Error> {
+    let mut ports = served(snapshot).filter(|(_, _, port)| port.app.is_some());
+    let name = |(policy, port, _): (&Arc<InboundPolicy>, u16, &InboundPort)| ClusterName {
+        service: policy.service.clone(),
+        port,
+    };
+    if let (Some(only), None) = (ports.next(), ports.next()) {
+        return find(snapshot, &name(only));
+    }
+    let dialled = authority.to_str().ok().and_then(|authority| authority.parse::<crate::config::DialName>().ok());
+    let named = dialled.and_then(|dialled| {
+        let mut labels = dialled.host.split('.');
+        let (service, namespace) = (labels.next()?.to_owned(), labels.next().map(str::to_owned));
+        served(snapshot)
+            .filter(|(policy, port, _)| {
+                let ServiceName { namespace: own, name } = &policy.service;
+                *port == dialled.port
+                    && **name == *service
+                    && namespace.as_ref().is_none_or(|namespace| **own == **namespace)
+            })
+            .map(name)
+            .next()
+    });
+    match named {
+        Some(named) => find(snapshot, &named),
+        None if snapshot.inbound.is_empty() => Err(Error::new(ErrorKind::NotReady, "this proxy has no policy yet")),
+        None => Err(Error::new(ErrorKind::NotServed, "Host names none of the ports that this workload serves")),
+    }
+}

@@ -1,0 +1,140 @@
+//! Accepting connections.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
+
+use heddle_runtime::{accept::accept, drain};
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
+
+use crate::{
+    config::DialName,
+    exchange::{ConnectionRecord, Sink},
+    lifecycle::{Lifecycle, Stage},
+    outcome::{ConnectionOutcome, Direction, Error, ErrorKind},
+    stream::Stream,
+    worker::{Common, Handle, Load, Worker},
+};
+
+/// What a listener is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// mTLS from peer proxies.
+    Inbound,
+    /// An explicit HTTP proxy.
+    HttpProxy,
+    /// A local port that leads to one service.
+    Upstream(Arc<DialName>),
+    /// Connections of the app to anywhere, redirected here.
+    Captured,
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) role: Role,
+    /// Where from.
+    pub(crate) peer: SocketAddr,
+    /// Where to, as the caller dialled it; where it was redirected, before that.
+    pub(crate) local: SocketAddr,
+    pub(crate) started: SystemTime,
+    pub(crate) since: Instant,
+    /// Counts it on its worker.
+    pub(crate) load: Option<Load>,
+    /// Counts it on its listener.
+    _open: Arc<()>,
+    /// Counts it in the proxy's life.
+    _guard: drain::Guard,
+}
+
+/// One listening socket.
+pub(crate) struct Listener {
+    role: Role,
+    socket: TcpListener,
+    local: SocketAddr,
+    /// As many references as connections, and one.
+    open: Arc<()>,
+    max: usize,
+}
+
+impl Listener {
+    pub(crate) fn new(role: Role, socket: std::net::TcpListener, common: &Common) -> io::Result<Self> {
+        let local = socket.local_addr()?;
+        let max = common.limits.max_connections;
+        Ok(Self { role, socket: TcpListener::from_std(socket)?, local, open: Arc::new(()), max })
+    }
+
+    /// Accepts until the proxy closes.
+    pub(crate) async fn run(self, worker: Rc<Worker>, workers: Rc<[Handle]>) {
+        let life = worker.common.life.clone();
+        let accepting = async {
+            loop {
+                let (socket, peer) = accept(&self.socket).await;
+                let Some(arrival) = self.arrival(&socket, peer, &life) else { continue };
+                if Arc::strong_count(&self.open) > self.max + 1 {
+                    self.refuse(&worker, socket, &arrival);
+                } else {
+                    Handle::dispatch(&workers, &worker, socket, arrival);
+                }
+            }
+        };
+        tokio::select! {
+            () = accepting => {}
+            // Until then callers who have not heard yet are told, which a closed socket cannot.
+            () = life.reached(Stage::Closing) => {}
+        }
+    }
+
+    fn arrival(&self, socket: &TcpStream, peer: SocketAddr, life: &Lifecycle) -> Option<Arrival> {
+        let local = match &self.role {
+            Role::Captured => original_destination(socket)?,
+            Role::Inbound | Role::HttpProxy | Role::Upstream(_) => self.local,
+        };
+        Some(Arrival {
+            role: self.role.clone(),
+            peer,
+            local,
+            started: SystemTime::now(),
+            since: Instant::now(),
+            load: None,
+            _open: self.open.clone(),
+            _guard: life.connections().guard(),
+        })
+    }
+
+    fn refuse(&self, worker: &Worker, socket: TcpStream, arrival: &Arrival) {
+        let detail = format!("{} connections to {} are open, as many as its limit", self.max, self.local);
+        arrival.record(&worker.sink).fail(Error::new(ErrorKind::TooManyConnections, detail));
+        Stream::from(socket).reset();
+    }
+}
+
+impl Arrival {
+    /// Begins the record of the connection.
+    pub(crate) fn record(&self, sink: &Sink) -> ConnectionRecord {
+        ConnectionRecord::new(self.outcome(), self.since, sink)
+    }
+
+    fn outcome(&self) -> ConnectionOutcome {
+        let direction = match self.role {
+            Role::Inbound => Direction::Inbound,
+            Role::HttpProxy | Role::Upstream(_) | Role::Captured => Direction::Outbound,
+        };
+        ConnectionOutcome::new(direction, self.peer, self.started)
+    }
+}
+
+/// Where a redirected connection was meant to go; none if it was not redirected.
+pub(crate) fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
+    let reference = SockRef::from(socket);
+    let local = socket.local_addr().ok()?;
+    #[cfg(target_os = "linux")]
+    let original = if local.is_ipv4() { reference.original_dst_v4() } else { reference.original_dst_v6() };
+    #[cfg(not(target_os = "linux"))]
+    let original: io::Result<socket2::SockAddr> = Err(io::ErrorKind::Unsupported.into());
+    let _ = reference;
+    // Somebody who dialled the listener itself asks for nothing that could be answered.
+    original.ok()?.as_socket().filter(|original| *original != local)
+}

@@ -1,0 +1,150 @@
+//! From the app to others.
+//!
+//! ```text
+//! connection: destination (port of choice, CONNECT, original destination) -> what it speaks
+//! request:    front -> loop? -> destination -> route -> cluster (its stack) -> response
+//! opaque:     destination -> route -> endpoint -> preamble -> bytes
+//! ```
+
+mod connect_method;
+mod destination;
+mod opaque;
+mod request;
+
+use std::rc::Rc;
+
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+
+use self::{
+    destination::{Destination, Spoken},
+    opaque::Tentative,
+    request::{Arrived, Connection, Forward, Routed},
+};
+use crate::{
+    body::Body,
+    cluster::stack,
+    config::DialName,
+    connect::Carried,
+    exchange::{ConnectionRecord, Exchange},
+    listener::{Arrival, Role},
+    outcome::{Error, ErrorKind},
+    serve::{self, Ending, reply},
+    stream::Stream,
+    worker::Worker,
+};
+
+/// One connection, from accept to end.
+pub(crate) async fn serve_connection(worker: Rc<Worker>, socket: TcpStream, arrival: Rc<Arrival>) {
+    let mut record = arrival.record(&worker.sink);
+    let stream = Stream::from(socket);
+    let result = match &arrival.role {
+        // Absolute-form requests and CONNECT mean proxying here, and nowhere else.
+        Role::HttpProxy => serve_http(&worker, stream, Carried::Http1, None, &arrival).await,
+        Role::Upstream(name) => serve_destination(&worker, stream, name, &arrival, &mut record).await,
+        Role::Captured => {
+            let name = DialName::new(&arrival.local.ip().to_string(), arrival.local.port());
+            serve_destination(&worker, stream, &name, &arrival, &mut record).await
+        }
+        Role::Inbound => Err(Error::new(ErrorKind::Internal, "an inbound connection on its way out")),
+    };
+    if let Err(error) = result {
+        record.fail(error);
+    }
+}
+
+/// A connection whose destination is known before its first byte.
+async fn serve_destination(
+    worker: &Rc<Worker>,
+    mut stream: Stream,
+    name: &DialName,
+    arrival: &Rc<Arrival>,
+    record: &mut ConnectionRecord,
+) -> Result<(), Error> {
+    record.target(name.to_string());
+    let destination = destination::resolve(worker, name).await;
+    let carried = match (destination::spoken(worker, &mut stream, destination.as_ref().ok()).await, &destination) {
+        (Spoken::Nothing, _) => return Ok(()),
+        (Spoken::Http(carried), _) => carried,
+        (Spoken::Opaque, Ok(destination)) => return opaque::serve(worker, stream, destination, record).await,
+        (Spoken::Silent, Ok(destination)) => match opaque::serve_silent(worker, stream, destination, record).await? {
+            Tentative::Http(carried, spoke) => {
+                stream = spoke;
+                carried
+            }
+            Tentative::Done => return Ok(()),
+        },
+        // Whoever speaks HTTP is told what is wrong; nobody else could be.
+        (Spoken::Opaque | Spoken::Silent, Err(error)) => {
+            stream.reset();
+            return Err(error.clone());
+        }
+    };
+    serve_http(worker, stream, carried, Some(name.clone()), arrival).await
+}
+
+/// HTTP; without a name each request says where it goes.
+async fn serve_http(
+    worker: &Rc<Worker>,
+    stream: Stream,
+    carried: Carried,
+    name: Option<DialName>,
+    arrival: &Rc<Arrival>,
+) -> Result<(), Error> {
+    let (limits, ending) = (&worker.common.limits, Ending::outbound(&worker.common.life));
+    let connection = Rc::new(Connection { worker: worker.clone(), arrival: arrival.clone(), name });
+    let handle = |request| serve_request(connection.clone(), request);
+    let ended = match carried {
+        Carried::Http2 => Box::pin(serve::http2(stream, limits, ending, handle)).await,
+        Carried::Http1 | Carried::Tcp => Box::pin(serve::http1(stream, limits, ending, handle)).await,
+    };
+    ended.map_or(Ok(()), Err)
+}
+
+/// One request, from its headers to the response's.
+async fn serve_request(connection: Rc<Connection>, mut request: Request<Incoming>) -> Response<Body> {
+    if connection_is_asked(&connection, &request) {
+        return connect_method::serve(&connection, request).await;
+    }
+    let upgraded = hyper::upgrade::on(&mut request);
+    let (parts, body) = request.into_parts();
+    let (version, grpc) = (parts.version, serve::is_grpc(&parts));
+    let (exchange, trace) = connection.begin(&parts, grpc);
+    let arrived = Arrived { parts, body, upgraded, trace };
+    let mut response = match forward(&connection, &exchange, arrived).await {
+        Ok(response) => response,
+        Err(error) => reply::error(error, grpc, &exchange),
+    };
+    if version < Version::HTTP_2 && Ending::outbound(&connection.worker.common.life).has_begun() {
+        reply::last(&mut response);
+    }
+    response
+}
+
+fn connection_is_asked(connection: &Connection, request: &Request<Incoming>) -> bool {
+    request.method() == http::Method::CONNECT && connection.name.is_none()
+}
+
+async fn forward(
+    connection: &Connection,
+    exchange: &Rc<Exchange>,
+    Arrived { mut parts, body, upgraded, trace }: Arrived,
+) -> Result<Response<Body>, Error> {
+    let worker = &connection.worker;
+    let name = connection.destination(&parts)?;
+    let front = serve::receive(&mut parts, &worker.common.limits)?;
+    exchange.note(|outcome| outcome.uri = parts.uri.clone());
+    connection.refuse_loop(&parts)?;
+    connection.clean(&mut parts, exchange);
+    let destination = destination::resolve(worker, &name).await?;
+    match connection.route(&destination, &front, &parts, exchange).await? {
+        Routed::Redirect(response) => Ok(reply::of(response, exchange)),
+        Routed::To(cluster, chosen) => {
+            let forward = Forward { front, parts, body, upgraded, trace, chosen };
+            let (call, rest) = forward.prepare(&cluster, exchange)?;
+            let response = stack::call(&cluster, call).await?;
+            rest.finish(response, connection, exchange)
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a connection is meant for, and what it speaks.
+
+use std::{rc::Rc, sync::Arc};
+
+use crate::{
+    cluster::Cluster,
+    config::DialName,
+    connect::Carried,
+    detect::{self, Detected},
+    discovery::Resolved,
+    outcome::{Error, ErrorKind},
+    snapshot::{ClusterName, Protocol, Service, ServicePort},
+    stream::Stream,
+    worker::Worker,
+};
+
+/// What a name leads to.
+pub(super) enum Destination {
+    /// A port of a service, which the service may not have.
+    Service(Arc<Service>, u16),
+    /// Outside the mesh, where it may be called.
+    Outside(DialName),
+}
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Http(Carried),
+    Opaque,
+    /// Nothing yet; the server may be the one to speak first.
+    Silent,
+    /// The app closed it at once.
+    Nothing,
+}
+
+/// What a name leads to, as discovery knows it.
+pub(super) async fn resolve(worker: &Worker, name: &DialName) -> Result<Destination, Error> {
+    Ok(match worker.common.discovery.resolve(name).await? {
+        Resolved::Service { service, port } => Destination::Service(service, port),
+        Resolved::Outside => Destination::Outside(name.clone()),
+    })
+}
+
+/// What a connection speaks: as declared, else as its first bytes say.
+pub(super) async fn spoken(worker: &Worker, stream: &mut Stream, destination: Option<&Destination>) -> Spoken {
+    let limits = &worker.common.limits;
+    let declared = match destination {
+        Some(Destination::Service(service, port)) => service.ports.get(port).map(|port| port.protocol),
+        Some(Destination::Outside(_)) | None => None,
+    };
+    let wait = match declared.unwrap_or(Protocol::Detect) {
+        Protocol::Http1 => return Spoken::Http(Carried::Http1),
+        Protocol::Http2 | Protocol::Grpc => return Spoken::Http(Carried::Http2),
+        Protocol::Tcp => return Spoken::Opaque,
+        Protocol::Http => limits.idle_timeout,
+        Protocol::Detect => limits.detect_timeout,
+    };
+    match detect::detect(stream, wait).await {
+        Ok(Detected::Http2) => Spoken::Http(Carried::Http2),
+        Ok(Detected::Http1) => Spoken::Http(Carried::Http1),
+        Ok(Detected::Ended) | Err(_) => Spoken::Nothing,
+        // Declared HTTP, so the HTTP server is to say what is wrong with it.
+        Ok(_) if declared == Some(Protocol::Http) => Spoken::Http(Carried::Http1),
+        Ok(Detected::Opaque | Detected::Tls(_)) => Spoken::Opaque,
+        Ok(Detected::Silent) => Spoken::Silent,
+    }
+}
+
+impl Destination {
+    /// The port as its service describes it.
+    pub(super) fn port(&self) -> Result<Option<&ServicePort>, Error> {
+        match self {
+            Self::Service(service, port) => {
+                let known = service
+                    .ports
+                    .get(port)
+                    .ok_or_else(|| Error::new(ErrorKind::UnknownPort, format!("{} has no port {port}", service.name)));
+                known.map(Some)
+            }
+            Self::Outside(_) => Ok(None),
+        }
+    }
+
+    /// The cluster of the destination itself, where no route says otherwise.
+    pub(super) async fn own_cluster(&self, worker: &Worker) -> Result<Rc<Cluster>, Error> {
+        match self {
+            Self::Service(service, port) => {
+                worker.clusters.find(&ClusterName { service: service.name.clone(), port: *port }).await
+            }
+            Self::Outside(name) => worker.clusters.outside(name).await,
+        }
+    }
+}

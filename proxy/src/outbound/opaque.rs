@@ -1,0 +1,237 @@
+//! Opaque bytes to an endpoint.
+
+use std::{future::pending, net::SocketAddr, rc::Rc};
+
+use bytes::BytesMut;
+use rand::Rng;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout},
+};
+
+use super::Destination;
+use crate::{
+    cluster::{
+        Cluster,
+        balance::{Picked, Verdict},
+    },
+    connect::{self, Carried, Slot, Target},
+    detect::{Detected, Peek},
+    exchange::ConnectionRecord,
+    outcome::{Error, ErrorKind},
+    preamble::{self, Preamble},
+    snapshot::{Backend, Protocol, ServicePort},
+    stream::Stream,
+    tcp,
+    worker::Worker,
+};
+
+/// How a connection went on that had said nothing.
+pub(super) enum Tentative {
+    /// It speaks HTTP after all.
+    Http(Carried, Stream),
+    /// It was opaque, and is over.
+    Done,
+}
+
+/// A connection to an endpoint.
+struct Opened {
+    stream: Stream,
+    cluster: Rc<Cluster>,
+    /// Its load counts while the connection is open.
+    _picked: Picked,
+    _slot: Slot,
+}
+
+/// Serves a connection that is known to be opaque.
+pub(super) async fn serve(
+    worker: &Worker,
+    stream: Stream,
+    destination: &Destination,
+    record: &mut ConnectionRecord,
+) -> Result<(), Error> {
+    match open(worker, destination, record).await {
+        Ok(opened) => {
+            copy(stream, opened, record).await;
+            Ok(())
+        }
+        Err(error) => {
+            // Not an end of stream, which could be taken for an answer.
+            stream.reset();
+            Err(error)
+        }
+    }
+}
+
+/// Serves a connection on which the app has said nothing: it is dialled as opaque, and whoever speaks first
+/// decides. Is it the server, it stays opaque; is it the client, it is what it says.
+pub(super) async fn serve_silent(
+    worker: &Worker,
+    mut stream: Stream,
+    destination: &Destination,
+    record: &mut ConnectionRecord,
+) -> Result<Tentative, Error> {
+    let mut peek = Peek::default();
+    let mut opened = None;
+    let client = {
+        let upstream = async {
+            let result = open(worker, destination, record).await;
+            let opened = opened.insert(result);
+            match opened {
+                Ok(opened) => speak(&mut opened.stream).await,
+                // It may not be meant as opaque at all; the client will tell.
+                Err(_) => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            detected = peek.classify(&mut stream) => Some(detected.unwrap_or(Detected::Ended)),
+            () = upstream => None,
+        }
+    };
+    stream.put_back(peek.into_bytes());
+    match client {
+        Some(Detected::Http1) => return Ok(Tentative::Http(Carried::Http1, stream)),
+        Some(Detected::Http2) => return Ok(Tentative::Http(Carried::Http2, stream)),
+        Some(Detected::Opaque | Detected::Tls(_) | Detected::Silent | Detected::Ended) | None => {}
+    }
+    match opened {
+        Some(Ok(opened)) => copy(stream, opened, record).await,
+        Some(Err(error)) => {
+            stream.reset();
+            return Err(error);
+        }
+        // The client was faster than the dial.
+        None => serve(worker, stream, destination, record).await?,
+    }
+    Ok(Tentative::Done)
+}
+
+/// Waits until the server speaks (or ends), and leaves what it said to be read.
+async fn speak(upstream: &mut Stream) {
+    let mut said = BytesMut::with_capacity(4 << 10);
+    // An error shows again with the next read.
+    let _ = upstream.read_buf(&mut said).await;
+    upstream.put_back(said.freeze());
+}
+
+async fn copy(stream: Stream, opened: Opened, record: &mut ConnectionRecord) {
+    let Opened { stream: upstream, cluster, _picked, _slot } = opened;
+    let idle = cluster.policy().idle_timeout;
+    let copied = tcp::copy(stream, upstream, idle, pending()).await;
+    record.finish(&copied, None);
+}
+
+/// Connects to an endpoint of the destination. None of the app's bytes are sent before an endpoint has let the
+/// connection in, so all may be tried.
+async fn open(worker: &Worker, destination: &Destination, record: &mut ConnectionRecord) -> Result<Opened, Error> {
+    record.outcome.protocol = Protocol::Tcp;
+    if let Destination::Service(service, port) = destination {
+        record.outcome.service = Some(service.name.clone());
+        record.outcome.port = *port;
+    }
+    let cluster = match destination.port()? {
+        Some(port) if !port.tcp_backends.is_empty() => {
+            record.outcome.route = Some(port.tcp_route.clone());
+            let backend = choose(port, &mut *worker.rng.borrow_mut())?;
+            worker.clusters.find(&backend.cluster).await?
+        }
+        Some(_) | None => destination.own_cluster(worker).await?,
+    };
+    if matches!(destination, Destination::Service(..)) {
+        record.outcome.cluster = Some(cluster.name().clone());
+    }
+    let slot = cluster.connection_slot().ok_or_else(|| {
+        Error::new(ErrorKind::Overloaded, "as many connections to this cluster as its traffic policy allows")
+    })?;
+    let retries = cluster.policy().retry.max_retries;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    loop {
+        let picked = cluster.pick(&tried)?;
+        record.outcome.endpoint = Some(picked.endpoint().clone());
+        let result = try_endpoint(worker, &cluster, &picked, record).await;
+        let failed = result.as_ref().is_err_and(|error| is_of_endpoint(error.kind));
+        picked.report(if failed { Verdict::Failure } else { Verdict::Success }, Instant::now());
+        match result {
+            Ok(stream) => return Ok(Opened { stream, cluster, _picked: picked, _slot: slot }),
+            Err(error) if failed && tried.len() < retries as usize => {
+                tracing::debug!(%error, endpoint = %picked.endpoint().address, "trying another endpoint");
+                tried.push(picked.endpoint().address);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn try_endpoint(
+    worker: &Worker,
+    cluster: &Cluster,
+    picked: &Picked,
+    record: &mut ConnectionRecord,
+) -> Result<Stream, Error> {
+    let target = Target::endpoint(picked.endpoint(), cluster.name())?;
+    let limit = cluster.policy().connect_timeout;
+    let connected = connect::connect(&worker.common.identity, &target, Carried::Tcp, limit).await?;
+    let mut stream = connected.stream;
+    record.outcome.tls = stream.is_tls();
+    record.outcome.peer = connected.peer;
+    if target.mesh.is_some() {
+        let asking = async {
+            let preamble = Preamble { traceparent: None, via: Some(worker.common.instance.to_string()) };
+            preamble.write(&mut stream).await?;
+            preamble::read_answer(&mut stream).await
+        };
+        let address = target.address;
+        match timeout(limit, asking).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(refused))) => {
+                let _ = stream.shutdown().await;
+                return Err(refused);
+            }
+            Ok(Err(error)) => return Err(Error::new(ErrorKind::UpstreamReset, format!("{address}: {error}"))),
+            Err(_) => {
+                return Err(Error::new(ErrorKind::ConnectTimeout, format!("{address} did not let it in in time")));
+            }
+        }
+    }
+    Ok(stream)
+}
+
+/// Whether another endpoint may do better.
+fn is_of_endpoint(kind: ErrorKind) -> bool {
+    use ErrorKind as K;
+    matches!(
+        kind,
+        K::ConnectFailed
+            | K::ConnectTimeout
+            | K::TlsFailed
+            | K::PeerIdentity
+            | K::UpstreamReset
+            | K::UpstreamRefused
+            | K::Draining
+            | K::AppUnavailable
+            | K::NotServed
+            | K::NotReady
+    )
+}
+
+/// By weight.
+fn choose<'a>(port: &'a ServicePort, rng: &mut impl Rng) -> Result<&'a Backend, Error> {
+    let no_backend = |why: &str| Error::new(ErrorKind::NoBackend, format!("{}: {why}", port.tcp_route));
+    let total: u64 = port.tcp_backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    if total == 0 {
+        return Err(no_backend("all its backends have weight 0"));
+    }
+    let mut ticket = rng.random_range(0..total);
+    let chosen = port.tcp_backends.iter().find(|backend| {
+        let weight = u64::from(backend.weight);
+        let hit = ticket < weight;
+        ticket = ticket.saturating_sub(weight);
+        hit
+    });
+    let chosen = chosen.ok_or_else(|| no_backend("it has no backends"))?;
+    match &chosen.invalid {
+        Some(why) => Err(no_backend(why)),
+        None => Ok(chosen),
+    }
+}

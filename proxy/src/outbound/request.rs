@@ -1,0 +1,232 @@
+//! The stages of a request on its way out.
+
+use std::{rc::Rc, time::SystemTime};
+
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{EXPECT, LOCATION, UPGRADE, USER_AGENT},
+    request::Parts,
+};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use tokio::time::Duration;
+
+use super::Destination;
+use crate::{
+    body::Body,
+    cluster::{
+        Cluster,
+        stack::{self, Call, Context, Rules},
+    },
+    config::DialName,
+    connect::Carried,
+    exchange::Exchange,
+    headers::{self, Hop},
+    listener::Arrival,
+    outcome::{Direction, Error, ErrorKind, RequestOutcome},
+    route::{self, Choice, Chosen},
+    serve::{self, Front, reply, upgrade},
+    snapshot::ServicePort,
+    trace_context::TraceContext,
+    worker::Worker,
+};
+
+/// One connection of the app that carries HTTP.
+pub(super) struct Connection {
+    pub(super) worker: Rc<Worker>,
+    pub(super) arrival: Rc<Arrival>,
+    /// Where it leads; `None` on an explicit proxy port, where each request says.
+    pub(super) name: Option<DialName>,
+}
+
+/// A request as it came.
+pub(super) struct Arrived {
+    pub(super) parts: Parts,
+    pub(super) body: Incoming,
+    pub(super) upgraded: OnUpgrade,
+    /// The caller's place in its trace.
+    pub(super) trace: TraceContext,
+}
+
+/// Where a request goes.
+pub(super) enum Routed {
+    Redirect(Response<Body>),
+    To(Rc<Cluster>, Option<Chosen>),
+}
+
+/// A request for a cluster.
+pub(super) struct Forward {
+    pub(super) front: Front,
+    pub(super) parts: Parts,
+    pub(super) body: Incoming,
+    pub(super) upgraded: OnUpgrade,
+    pub(super) trace: TraceContext,
+    pub(super) chosen: Option<Chosen>,
+}
+
+/// What is left to do with its response.
+pub(super) struct Rest {
+    upgrade: Option<HeaderValue>,
+    upgraded: OnUpgrade,
+    chosen: Option<Chosen>,
+    idle: Duration,
+}
+
+impl Connection {
+    /// A request begins.
+    pub(super) fn begin(&self, parts: &Parts, grpc: bool) -> (Rc<Exchange>, TraceContext) {
+        let rng = &mut *self.worker.rng.borrow_mut();
+        let trace = TraceContext::extract(&parts.headers, &self.worker.common.sampler, rng);
+        let line = (parts.version, parts.method.clone(), parts.uri.clone());
+        let mut outcome =
+            RequestOutcome::new(Direction::Outbound, line, self.arrival.peer, SystemTime::now(), trace.clone());
+        outcome.grpc = grpc;
+        outcome.authority = serve::authority(parts);
+        outcome.user_agent = parts.headers.get(USER_AGENT).cloned();
+        (Exchange::begin(outcome, &self.worker.sink), trace)
+    }
+
+    /// Where a request is meant to go.
+    pub(super) fn destination(&self, parts: &Parts) -> Result<DialName, Error> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let not_proxied = |why: &str| Error::new(ErrorKind::NotProxyRequest, why.to_owned());
+        let authority = parts
+            .uri
+            .authority()
+            .ok_or_else(|| not_proxied("this port is an HTTP proxy: it wants absolute URIs, or CONNECT"))?;
+        if parts.uri.scheme_str() != Some("http") {
+            return Err(not_proxied("only http:// is forwarded; what is encrypted comes by CONNECT"));
+        }
+        authority
+            .as_str()
+            .parse()
+            .map_err(|error| Error::new(ErrorKind::BadRequest, format!("the URI's authority: {error}")))
+    }
+
+    /// A request that this proxy has sent before has come back.
+    pub(super) fn refuse_loop(&self, parts: &Parts) -> Result<(), Error> {
+        if headers::via_contains(&parts.headers, &self.worker.common.instance) {
+            return Err(Error::new(ErrorKind::Loop, "this proxy has forwarded the request before (Via)"));
+        }
+        Ok(())
+    }
+
+    /// Takes off what an app must not say, and adds what others are to know.
+    pub(super) fn clean(&self, parts: &mut Parts, exchange: &Exchange) {
+        headers::sanitize_outbound(&mut parts.headers);
+        let id = headers::request_id(&mut parts.headers, &mut *self.worker.rng.borrow_mut());
+        exchange.note(|outcome| outcome.request_id = Some(id));
+        headers::append_via(&mut parts.headers, parts.version, &self.worker.common.instance);
+    }
+
+    /// Which rule the request matches, and where that leads.
+    pub(super) async fn route(
+        &self,
+        destination: &Destination,
+        front: &Front,
+        parts: &Parts,
+        exchange: &Exchange,
+    ) -> Result<Routed, Error> {
+        if let Destination::Service(service, port) = destination {
+            exchange.note(|outcome| {
+                outcome.service = Some(service.name.clone());
+                outcome.port = *port;
+            });
+        }
+        let Some(port) = destination.port()? else {
+            return Ok(Routed::To(destination.own_cluster(&self.worker).await?, None));
+        };
+        match self.choose(port, front, parts)? {
+            Choice::Service => {
+                let cluster = destination.own_cluster(&self.worker).await?;
+                exchange.note(|outcome| outcome.cluster = Some(cluster.name().clone()));
+                Ok(Routed::To(cluster, None))
+            }
+            Choice::Forward(chosen) => {
+                let name = &chosen.backend().cluster;
+                exchange.note(|outcome| {
+                    outcome.rule = Some(chosen.rule.clone());
+                    outcome.cluster = Some(name.clone());
+                });
+                Ok(Routed::To(self.worker.clusters.find(name).await?, Some(chosen)))
+            }
+            Choice::Redirect { rule, status, location } => {
+                exchange.note(|outcome| outcome.rule = Some(rule));
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = status;
+                response.headers_mut().insert(LOCATION, location);
+                Ok(Routed::Redirect(response))
+            }
+        }
+    }
+
+    fn choose(&self, port: &ServicePort, front: &Front, parts: &Parts) -> Result<Choice, Error> {
+        let request = route::Request {
+            authority: front.authority.to_str().unwrap_or_default(),
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            method: &parts.method,
+            headers: &parts.headers,
+        };
+        let listener_port = self.name.as_ref().map_or(80, |name| name.port);
+        route::choose(port, &request, "http", listener_port, &mut *self.worker.rng.borrow_mut())
+    }
+}
+
+impl Forward {
+    /// The request as the cluster's stack takes it.
+    pub(super) fn prepare(self, cluster: &Cluster, exchange: &Rc<Exchange>) -> Result<(Call, Rest), Error> {
+        let Self { front, mut parts, body, upgraded, trace, chosen } = self;
+        if let Some(chosen) = &chosen {
+            chosen.apply_to_request(&mut parts.uri, &mut parts.headers)?;
+        }
+        exchange.note(|outcome| outcome.uri = parts.uri.clone());
+        let policy = cluster.policy();
+        let rules = Rules::new(chosen.as_ref().map(|chosen| &*chosen.rule), &policy);
+        let deadline = stack::deadline(&rules, headers::deadline(&parts.headers), exchange.started());
+        let carried = if parts.version == Version::HTTP_2 { Carried::Http2 } else { Carried::Http1 };
+        let mut body = Body::from(body).counted(exchange);
+        match &front.expect {
+            Some(expect) => body = body.expect(expect.clone()),
+            // Of a request without a body there is nothing to wait for.
+            None => _ = parts.headers.remove(EXPECT),
+        }
+        let mut request = Request::from_parts(parts, body);
+        if let Some(protocol) = &front.upgrade {
+            upgrade::ask(&mut request, protocol);
+        }
+        let context = Context { exchange: exchange.clone(), trace, rules, deadline, carried, expect: front.expect };
+        let rest = Rest { upgrade: front.upgrade, upgraded, chosen, idle: policy.idle_timeout };
+        Ok((Call { request, context }, rest))
+    }
+}
+
+impl Rest {
+    /// The response as the app gets it.
+    pub(super) fn finish(
+        self,
+        mut response: Response<Body>,
+        connection: &Connection,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Response<Body>, Error> {
+        let protocol = response.headers().get(UPGRADE).cloned();
+        headers::strip_hop_by_hop(response.headers_mut());
+        let peer = exchange.read(|outcome| outcome.attempts.last().and_then(|attempt| attempt.peer.clone())).flatten();
+        let from = peer.as_ref().map_or(Hop::Unmeshed, |id| Hop::Meshed { id, certificate_hash: None });
+        headers::sanitize_response(response.headers_mut(), from);
+        if let Some(chosen) = &self.chosen {
+            chosen.apply_to_response(response.headers_mut());
+        }
+        exchange.note(|outcome| outcome.peer = peer);
+        *response.version_mut() = Version::HTTP_11;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(reply::of(response, exchange));
+        }
+        if self.upgrade.is_none() {
+            return Err(Error::new(ErrorKind::UpstreamProtocol, "101 to a request for no upgrade").after_send());
+        }
+        let kept = connection.arrival.clone();
+        Ok(upgrade::tunnel(self.upgraded, response, protocol, self.idle, exchange, kept))
+    }
+}

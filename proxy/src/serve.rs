@@ -1,0 +1,182 @@
+//! HTTP servers: hyper's, with our limits, watched over.
+//!
+//! Each request is handed to one async function and its response is hyper's to write. Beside that a
+//! connection is watched: a request whose headers do not come to an end, a connection that is idle for too long,
+//! and the end of the proxy's own life end it, each in its way.
+
+mod front;
+pub(crate) mod reply;
+#[cfg(test)]
+mod tests;
+pub(crate) mod upgrade;
+mod watch;
+
+use std::{convert::Infallible, future::Future, pin::Pin};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::{HttpService, service_fn},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{io::AsyncWriteExt, time::Duration};
+
+use self::watch::{Connection, Cut, Watch};
+pub(crate) use self::{
+    front::{Front, authority, is_grpc, receive},
+    watch::{Busy, Ending},
+};
+use crate::{
+    body::Body,
+    config::Limits,
+    outcome::{Error, ErrorKind},
+    stream::Stream,
+};
+
+/// Flow control of HTTP/2, both ways and on both sides.
+pub(crate) mod windows {
+    /// Of a stream: 25 MB/s at 10 ms.
+    pub(crate) const STREAM: u32 = 256 << 10;
+    /// What waits to be sent on a stream, at most.
+    pub(crate) const SEND_BUFFER: usize = 256 << 10;
+
+    /// Of a connection: as large as all its streams' together, so that streams whose readers are slow
+    /// never hold up the others.
+    pub(crate) fn connection(streams: u32) -> u32 {
+        // 2^31 - 1 is the protocol's maximum.
+        STREAM.saturating_mul(streams).min((1 << 31) - 1)
+    }
+}
+
+/// Pings that tell whether a peer with streams open is there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Spawns hyper's tasks on this worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Why a connection ended, if not well; `None`: nobody is to blame.
+pub(crate) type Ended = Option<Error>;
+
+/// Serves HTTP/1.1 until the connection ends.
+pub(crate) async fn http1<F>(
+    mut stream: Stream,
+    limits: &Limits,
+    ending: Ending<'_>,
+    handle: impl Fn(Request<Incoming>) -> F,
+) -> Ended
+where
+    F: Future<Output = Response<Body>>,
+{
+    let watch = Watch::new(limits, stream.watch(), false);
+    let service = service_fn(|request| answer(&watch, &handle, request));
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // hyper's would run while no request has begun, too.
+        .header_read_timeout(None)
+        .max_headers(limits.max_headers)
+        .max_header_size(limits.max_header_bytes as usize)
+        .max_buf_size((8 << 10) + limits.max_header_bytes as usize)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let cut = watch.over(Pin::new(&mut connection), ending).await;
+    if let Some(Cut::HeaderTimeout(error)) = &cut
+        && let Some(parts) = connection.into_parts()
+    {
+        // Nobody has answered it yet.
+        let _ = parts.io.into_inner().write_all(&reply::raw(error)).await;
+    }
+    cut.and_then(ended)
+}
+
+/// Serves HTTP/2 until the connection ends.
+pub(crate) async fn http2<F>(
+    mut stream: Stream,
+    limits: &Limits,
+    ending: Ending<'_>,
+    handle: impl Fn(Request<Incoming>) -> F,
+) -> Ended
+where
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let watch = Watch::new(limits, stream.watch(), true);
+    let mut connection = http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.max_streams)
+        .initial_stream_window_size(windows::STREAM)
+        .initial_connection_window_size(windows::connection(limits.max_streams))
+        .max_send_buf_size(windows::SEND_BUFFER)
+        .max_header_list_size(limits.max_header_bytes)
+        .max_pending_accept_reset_streams(limits.max_resets)
+        .max_local_error_reset_streams(limits.max_resets)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .auto_date_header(false)
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(|request| {
+                let busy = watch.begin();
+                let response = handle(request);
+                async move { Ok::<_, Infallible>(hold(response.await, busy)) }
+            }),
+        );
+    watch.over(Pin::new(&mut connection), ending).await.and_then(ended)
+}
+
+async fn answer<F: Future<Output = Response<Body>>>(
+    watch: &Watch,
+    handle: &impl Fn(Request<Incoming>) -> F,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let busy = watch.begin();
+    Ok(hold(handle(request).await, busy))
+}
+
+/// The connection is busy until the response has been sent.
+fn hold(mut response: Response<Body>, busy: Busy) -> Response<Body> {
+    response.body_mut().settle().busy = Some(busy);
+    response
+}
+
+impl<S> Connection for http1::UpgradeableConnection<TokioIo<Stream>, S>
+where
+    S: HttpService<Incoming, ResBody = Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S> Connection for http2::Connection<TokioIo<Stream>, S, Local>
+where
+    S: HttpService<Incoming, ResBody = Body>,
+    S::Future: 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+fn ended(cut: Cut) -> Ended {
+    match cut {
+        Cut::HeaderTimeout(error) => Some(error),
+        Cut::Idle => None,
+        Cut::Broken(error) if error.is_parse_too_large() => {
+            Some(Error::new(ErrorKind::HeadersTooLarge, "more or larger headers than the limits of this proxy allow"))
+        }
+        Cut::Broken(error) if error.is_parse() => Some(Error::new(ErrorKind::BadRequest, error.to_string())),
+        // The caller went away, or sent what only HTTP/2 answers by itself.
+        Cut::Broken(_) => None,
+    }
+}

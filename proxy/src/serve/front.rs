@@ -1,0 +1,147 @@
+//! The front of a request: what must hold of it before anything is decided, and what is taken off it.
+
+use std::{borrow::Cow, str};
+
+use http::{
+    HeaderValue, Method, Uri, Version,
+    header::{CONTENT_TYPE, HOST},
+    request::Parts,
+    uri::PathAndQuery,
+};
+
+use crate::{
+    body::Expect,
+    config::Limits,
+    headers,
+    outcome::{Error, ErrorKind},
+    path,
+};
+
+/// What was learnt of a request from its front, which is now clean.
+#[derive(Debug)]
+pub(crate) struct Front {
+    /// Whom it is meant for: `host[:port]`.
+    pub(crate) authority: HeaderValue,
+    /// The protocol that the caller wants to change to.
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// The caller waits for a 100 before it sends the body.
+    pub(crate) expect: Option<Expect>,
+}
+
+/// Checks a request and takes off it what concerns its connection only. Afterwards its path is normalised,
+/// `Host` (HTTP/1.1) or `:authority` (HTTP/2) says alone whom it is meant for, and an absolute URI is
+/// gone from HTTP/1.1.
+///
+/// CONNECT is not for this.
+pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error> {
+    if parts.headers.len() > limits.max_headers {
+        return Err(Error::new(
+            ErrorKind::HeadersTooLarge,
+            format!("{} headers, where {} are allowed", parts.headers.len(), limits.max_headers),
+        ));
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Error::new(ErrorKind::UpgradeRefused, "CONNECT is for the HTTP proxy port, and only there"));
+    }
+    let authority = authority_of(parts)?;
+    normalize_path(parts)?;
+    if parts.version < Version::HTTP_2 {
+        parts.headers.insert(HOST, authority.clone());
+        // What is forwarded is 1.1, whatever the caller speaks: HTTP/1.0 has no chunks.
+        if parts.version == Version::HTTP_10 {
+            parts.version = Version::HTTP_11;
+        }
+    } else {
+        parts.headers.remove(HOST);
+    }
+    let upgrade = super::upgrade::wanted(parts);
+    headers::strip_hop_by_hop(&mut parts.headers);
+    let expect = (parts.version == Version::HTTP_11 && Expect::is_asked(&parts.headers)).then(Expect::default);
+    Ok(Front { authority, upgrade, expect })
+}
+
+/// Whom a request is meant for: exactly one authority, told once or told alike.
+fn authority_of(parts: &Parts) -> Result<HeaderValue, Error> {
+    let bad = |why: &str| Err(Error::new(ErrorKind::BadRequest, why.to_owned()));
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return bad("more than one Host");
+    }
+    if host.is_some_and(|host| !is_authority(host.as_bytes())) {
+        return bad("a Host that is no host");
+    }
+    match (parts.uri.authority(), host) {
+        // HTTP/2 (RFC 9113, section 8.3.1): both must say the same.
+        (Some(authority), Some(host)) if parts.version >= Version::HTTP_2 => {
+            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) {
+                Ok(host.clone())
+            } else {
+                bad(":authority and Host differ")
+            }
+        }
+        // HTTP/1.1 (RFC 9112, section 3.2.2): the absolute URI wins.
+        (Some(authority), _) if is_authority(authority.as_str().as_bytes()) => {
+            HeaderValue::from_str(authority.as_str())
+                .map_err(|_| Error::new(ErrorKind::BadRequest, "an authority that is no header value"))
+        }
+        (Some(_), _) => bad("an authority with more than host and port"),
+        (None, Some(host)) => Ok(host.clone()),
+        (None, None) if parts.version == Version::HTTP_10 => Ok(HeaderValue::from_static("")),
+        (None, None) => bad("no Host"),
+    }
+}
+
+/// `host[:port]`, without user or anything else that somebody could read otherwise.
+fn is_authority(bytes: &[u8]) -> bool {
+    !bytes.is_empty()
+        && bytes.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~:[]!$&'()*+,;=%".contains(&byte))
+}
+
+/// The URI as it will be forwarded: normalised path, and for HTTP/1.1 nothing before it.
+fn normalize_path(parts: &mut Parts) -> Result<(), Error> {
+    let asterisk = parts.uri.path() == "*";
+    if asterisk && parts.method != Method::OPTIONS {
+        return Err(Error::new(ErrorKind::BadRequest, "only OPTIONS may have no path"));
+    }
+    let normalized = path::normalize(parts.uri.path())?;
+    let absolute = parts.uri.authority().is_some();
+    if matches!(normalized, Cow::Borrowed(_)) && !parts.uri.path().is_empty() {
+        if absolute && parts.version < Version::HTTP_2 {
+            let path = parts.uri.path_and_query().cloned();
+            parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        }
+        return Ok(());
+    }
+    let path_and_query = match parts.uri.query() {
+        Some(query) => format!("{normalized}?{query}"),
+        None => normalized.into_owned(),
+    };
+    let bad = |_| Error::new(ErrorKind::BadRequest, "a path that makes no URI");
+    let path_and_query = PathAndQuery::try_from(path_and_query).map_err(|error| bad(error.into()))?;
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(path_and_query);
+    if parts.version < Version::HTTP_2 {
+        uri.scheme = None;
+        uri.authority = None;
+    }
+    parts.uri = Uri::from_parts(uri).map_err(|error| bad(http::Error::from(error)))?;
+    Ok(())
+}
+
+/// Whom a request says it is meant for, for the record.
+pub(crate) fn authority(parts: &Parts) -> Option<HeaderValue> {
+    match parts.headers.get(HOST) {
+        Some(host) => Some(host.clone()),
+        None => HeaderValue::from_str(parts.uri.authority()?.as_str()).ok(),
+    }
+}
+
+/// Whether a request is a gRPC call, whose errors are told otherwise.
+pub(crate) fn is_grpc(parts: &Parts) -> bool {
+    let is_type = |value: &HeaderValue| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    };
+    parts.version == Version::HTTP_2 && parts.headers.get(CONTENT_TYPE).is_some_and(is_type)
+}

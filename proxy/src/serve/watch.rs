@@ -1,0 +1,225 @@
+//! Watching over a server's connection.
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until};
+
+use crate::{
+    config::Limits,
+    lifecycle::{Lifecycle, Stage},
+    outcome::{Error, ErrorKind},
+    stream::Activity,
+};
+
+/// An idle connection is closed this long after new requests are refused: whoever was told to stay away
+/// has sent what he was about to send.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long an idle peer may take to agree to the end of a connection.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// When a connection ends with the proxy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending<'a> {
+    life: &'a Lifecycle,
+    /// From this stage on each response is its connection's last, and HTTP/2 peers get a GOAWAY.
+    last: Stage,
+    /// From this stage on, and a moment later, idle connections are closed.
+    close: Stage,
+}
+
+impl<'a> Ending<'a> {
+    /// Of the connections of peers.
+    pub(crate) fn inbound(life: &'a Lifecycle) -> Self {
+        Self { life, last: Stage::Leaving, close: Stage::Refusing }
+    }
+
+    /// Of the connections of the app.
+    pub(crate) fn outbound(life: &'a Lifecycle) -> Self {
+        Self { life, last: Stage::Closing, close: Stage::Closing }
+    }
+
+    /// Whether each response is its connection's last.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.life.stage() >= self.last
+    }
+
+    /// When to tell hyper. HTTP/1.1 has no way to say "no more" but to close, which may cross a
+    /// request on its way; HTTP/2 has.
+    async fn come(self, multiplexed: bool) {
+        if multiplexed {
+            self.life.reached(self.last).await;
+        } else {
+            self.life.reached(self.close).await;
+            sleep(GRACE).await;
+        }
+    }
+}
+
+/// Why a connection was ended, or ended badly.
+#[derive(Debug)]
+pub(super) enum Cut {
+    /// The headers of a request did not come to an end.
+    HeaderTimeout(Error),
+    /// Nothing was asked for too long.
+    Idle,
+    /// hyper gave up.
+    Broken(hyper::Error),
+}
+
+/// What can be done to a connection.
+pub(super) trait Connection: Future<Output = hyper::Result<()>> {
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub(super) struct Watch {
+    state: Rc<State>,
+    multiplexed: bool,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    requests: Cell<u32>,
+    idle_since: Cell<Instant>,
+    /// Reads, to tell a request that has begun from none.
+    activity: Activity,
+}
+
+/// A request under way; the connection is not idle until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Busy(Rc<State>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let Self(state) = self;
+        state.requests.update(|requests| requests - 1);
+        if state.requests.get() == 0 {
+            // What was read so far was its body.
+            state.activity.clear();
+            state.idle_since.set(Instant::now());
+        }
+    }
+}
+
+impl Watch {
+    pub(super) fn new(limits: &Limits, activity: Activity, multiplexed: bool) -> Self {
+        Self {
+            state: Rc::new(State { requests: Cell::new(0), idle_since: Cell::new(Instant::now()), activity }),
+            multiplexed,
+            header_timeout: limits.header_timeout,
+            idle_timeout: limits.idle_timeout,
+        }
+    }
+
+    /// A request's headers have come.
+    pub(super) fn begin(&self) -> Busy {
+        self.state.activity.clear();
+        self.state.requests.update(|requests| requests + 1);
+        Busy(self.state.clone())
+    }
+
+    /// Runs a connection to its end.
+    pub(super) async fn over(&self, mut connection: Pin<&mut impl Connection>, ending: Ending<'_>) -> Option<Cut> {
+        let mut end = pin!(ending.come(self.multiplexed));
+        let mut has_ended = false;
+        let mut timer = None;
+        let mut phase = Phase::Busy;
+        poll_fn(|cx| {
+            if !has_ended && end.as_mut().poll(cx).is_ready() {
+                has_ended = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            loop {
+                if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(result.err().map(Cut::Broken));
+                }
+                phase = self.phase(phase);
+                let Some(until) = self.until(phase) else { return Poll::Pending };
+                if poll_until(&mut timer, until, cx).is_pending() {
+                    return Poll::Pending;
+                }
+                match phase {
+                    Phase::Busy => return Poll::Pending,
+                    Phase::Head(_) => return Poll::Ready(Some(self.header_timeout())),
+                    Phase::Idle => {
+                        phase = Phase::Leaving(Instant::now());
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    Phase::Leaving(_) => return Poll::Ready(Some(Cut::Idle)),
+                }
+            }
+        })
+        .await
+    }
+
+    fn phase(&self, before: Phase) -> Phase {
+        if self.state.requests.get() > 0 {
+            return Phase::Busy;
+        }
+        // HTTP/2 has bytes that are no requests.
+        let begun = !self.multiplexed && self.state.activity.seen();
+        match before {
+            Phase::Leaving(_) => before,
+            Phase::Head(_) if begun => before,
+            _ if begun => Phase::Head(Instant::now()),
+            _ => Phase::Idle,
+        }
+    }
+
+    fn until(&self, phase: Phase) -> Option<Instant> {
+        match phase {
+            Phase::Busy => None,
+            Phase::Head(since) => Some(since + self.header_timeout),
+            Phase::Idle => Some(self.state.idle_since.get() + self.idle_timeout),
+            Phase::Leaving(since) => Some(since + FAREWELL),
+        }
+    }
+
+    fn header_timeout(&self) -> Cut {
+        let limit = self.header_timeout.as_millis();
+        Cut::HeaderTimeout(Error::new(
+            ErrorKind::HeaderTimeout,
+            format!("the request's headers were not complete within {limit} ms"),
+        ))
+    }
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Requests.
+    Busy,
+    /// A request whose headers are not complete, since then.
+    Head(Instant),
+    /// Nothing.
+    Idle,
+    /// Its end, since then.
+    Leaving(Instant),
+}
+
+/// Waits on one timer for points of time that mostly only move away: then it is not touched before it
+/// fires.
+fn poll_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    loop {
+        if until <= Instant::now() {
+            return Poll::Ready(());
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() > until {
+            timer.as_mut().reset(until);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        timer.as_mut().reset(until);
+    }
+}

@@ -1,0 +1,237 @@
+//! One type for every byte stream that the proxy carries: plain TCP or TLS over it, with what was
+//! read from it too early to be read again.
+//!
+//! One type, so that hyper's state machines are compiled once, and a branch at each read is what
+//! it costs.
+
+mod read_ahead;
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::TlsStream;
+
+pub(crate) use self::read_ahead::ReadAhead;
+
+/// A byte stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// To be read before what the stream still has.
+    prefix: Bytes,
+    kind: Kind,
+    /// Set at each read, for whoever watches over idleness.
+    activity: Option<Activity>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<ReadAhead>>),
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
+}
+
+/// Whether anything was read since last asked. Shared with who watches (hyper wants its streams `Send`,
+/// hence not a `Cell`; it never leaves its thread).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Activity(Arc<AtomicBool>);
+
+impl Activity {
+    /// Whether anything was read since this was last cleared.
+    pub(crate) fn seen(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// What was read is dealt with.
+    pub(crate) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Stream {
+    fn new(kind: Kind) -> Self {
+        Self { prefix: Bytes::new(), kind, activity: None }
+    }
+
+    /// Puts bytes back in front.
+    #[must_use]
+    pub(crate) fn with_prefix(mut self, prefix: Bytes) -> Self {
+        self.put_back(prefix);
+        self
+    }
+
+    /// Puts bytes back in front of what is there.
+    pub(crate) fn put_back(&mut self, bytes: Bytes) {
+        if self.prefix.is_empty() {
+            self.prefix = bytes;
+        } else if !bytes.is_empty() {
+            self.prefix = [&bytes[..], &self.prefix[..]].concat().into();
+        }
+    }
+
+    /// Has reads noted.
+    pub(crate) fn watch(&mut self) -> Activity {
+        let activity = Activity::default();
+        // What was read ahead counts: it is the beginning of a request.
+        activity.0.store(!self.prefix.is_empty(), Ordering::Relaxed);
+        self.activity = Some(activity.clone());
+        activity
+    }
+
+    /// Whether it is encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self.kind, Kind::Tls(_))
+    }
+
+    /// Ends it so that the peer sees a failure, not an end: TCP's RST, and no `close_notify`.
+    pub(crate) fn reset(self) {
+        let tcp = match &self.kind {
+            Kind::Tcp(tcp) => tcp,
+            Kind::Tls(tls) => tls.get_ref().0.get_ref(),
+            #[cfg(test)]
+            Kind::Memory(_) => return,
+        };
+        // It fails only for a socket that is dead already.
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Self {
+        Self::new(Kind::Tcp(tcp))
+    }
+}
+
+impl From<TlsStream<ReadAhead>> for Stream {
+    fn from(tls: TlsStream<ReadAhead>) -> Self {
+        Self::new(Kind::Tls(Box::new(tls)))
+    }
+}
+
+#[cfg(test)]
+impl From<tokio::io::DuplexStream> for Stream {
+    fn from(memory: tokio::io::DuplexStream) -> Self {
+        Self::new(Kind::Memory(memory))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.prefix.is_empty() {
+            let n = this.prefix.len().min(out.remaining());
+            out.put_slice(&this.prefix[..n]);
+            this.prefix.advance(n);
+            return Poll::Ready(Ok(()));
+        }
+        let before = out.filled().len();
+        let result = match &mut this.kind {
+            Kind::Tcp(tcp) => Pin::new(tcp).poll_read(cx, out),
+            Kind::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, out),
+            #[cfg(test)]
+            Kind::Memory(memory) => Pin::new(memory).poll_read(cx, out),
+        };
+        if let Some(activity) = &this.activity
+            && out.filled().len() > before
+        {
+            activity.0.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Kind::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+            #[cfg(test)]
+            Kind::Memory(memory) => Pin::new(memory).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Kind::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+            #[cfg(test)]
+            Kind::Memory(memory) => Pin::new(memory).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Kind::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+            #[cfg(test)]
+            Kind::Memory(memory) => Pin::new(memory).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
+            Kind::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, slices),
+            #[cfg(test)]
+            Kind::Memory(memory) => Pin::new(memory).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.is_write_vectored(),
+            Kind::Tls(tls) => tls.is_write_vectored(),
+            #[cfg(test)]
+            Kind::Memory(memory) => memory.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_put_back_is_read_first_and_in_order() {
+        let (mut far, near) = tokio::io::duplex(64);
+        far.write_all(b"rest").await.unwrap();
+        drop(far);
+        let mut stream = Stream::from(near).with_prefix(Bytes::from_static(b"second "));
+        stream.put_back(Bytes::from_static(b"first "));
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "first second rest");
+    }
+
+    #[tokio::test]
+    async fn reads_are_noted() {
+        let (mut far, near) = tokio::io::duplex(64);
+        let mut stream = Stream::from(near);
+        let activity = stream.watch();
+        assert!(!activity.seen());
+        far.write_all(b"x").await.unwrap();
+        stream.read_u8().await.unwrap();
+        assert!(activity.seen());
+        activity.clear();
+        assert!(!activity.seen());
+        assert!(Stream::from(tokio::io::duplex(1).0).with_prefix(Bytes::from_static(b"G")).watch().seen());
+    }
+}

@@ -1,0 +1,3 @@
+//! Pairs of proxies, end to end.
+
+mod http;
