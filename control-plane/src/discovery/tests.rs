@@ -329,6 +329,35 @@ fn versions_brought_along_count_on_the_first_request_of_a_kind_only() {
 }
 
 #[test]
+fn what_was_brought_along_and_dropped_is_sent_when_it_is_wanted_again() {
+    let mut world = World::new(SHOP);
+    let both = ["shop/orders", "orders.shop:80"];
+    world.subscribe(Service, both);
+    world.told();
+    world.reconnect();
+    world.resume(Service, both);
+    assert_eq!(world.told(), [""; 0]);
+    for name in both {
+        world.unsubscribe(Service, both);
+        world.subscribe(Service, [name]);
+        assert_eq!(world.told().len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn what_was_gone_and_is_back_before_anybody_was_told_is_not_removed() {
+    let mut world = World::new(SHOP);
+    world.subscribe(Service, ["payments.shop:80"]);
+    world.told();
+    world.reconnect();
+    let payments = "{kind: Service, metadata: {name: payments}, spec: {ports: [{port: 80}, {port: 1}]}}";
+    world.remove(payments);
+    world.resume(Service, ["payments.shop:80"]);
+    world.put(payments);
+    assert_eq!(world.told(), [r#"Service shop/payments ["payments.shop:80"]"#]);
+}
+
+#[test]
 fn what_is_subscribed_anew_is_sent_anew() {
     let mut world = World::new(SHOP);
     world.subscribe(Endpoints, ["shop/orders"]);

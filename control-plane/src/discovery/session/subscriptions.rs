@@ -212,7 +212,7 @@ impl Subscriptions {
         };
         if let Some(before) = before {
             self.detach(catalog, kind, name, &before, id);
-            if !self.held.contains_key(&before) && !catalog.exists(kind, &before, viewer) {
+            if !catalog.exists(kind, &before, viewer) {
                 self.gone.insert(before);
             }
         }

@@ -1,0 +1,93 @@
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, Method, StatusCode, Version};
+use rand::{SeedableRng as _, rngs::SmallRng};
+
+use super::*;
+use crate::{
+    outcome::{Attempt, Authorization, Direction, Error, ErrorKind, RequestOutcome},
+    snapshot::ServiceName,
+    trace_context::{SpanId, TraceContext},
+};
+
+fn request(direction: Direction) -> RequestOutcome {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let trace = TraceContext::extract(&HeaderMap::new(), &Sampler::new(1.0, true, true), &mut rng);
+    let peer: SocketAddr = ([127, 0, 0, 1], 4711).into();
+    let head = (Version::HTTP_11, Method::GET, "/orders?secret=1".parse().unwrap());
+    let mut request = RequestOutcome::new(direction, head, peer, SystemTime::UNIX_EPOCH, trace.child(&mut rng));
+    request.service = Some(ServiceName { namespace: "shop".into(), name: "orders".into() });
+    request.status = Some(StatusCode::FORBIDDEN);
+    request.duration = Duration::from_millis(30);
+    request.error = Some(Error::new(ErrorKind::Denied, "no rule allows it"));
+    request.authorization = Some(Authorization {
+        allowed: false,
+        policy: Some("AuthorizationPolicy shop/x".into()),
+        rule: Some("0".into()),
+    });
+    request.attempts = (0..3)
+        .map(|_| {
+            let mut attempt = Attempt::new(None, SystemTime::UNIX_EPOCH, SpanId::random(&mut rng));
+            attempt.status = Some(StatusCode::SERVICE_UNAVAILABLE);
+            attempt
+        })
+        .collect();
+    request
+}
+
+fn telemetry() -> Telemetry {
+    Telemetry::new(Resource::default(), &TracingConfig::default()).unwrap()
+}
+
+#[tokio::test]
+async fn outcomes_of_all_workers_are_summed() {
+    let telemetry = telemetry();
+    for recorder in [telemetry.recorder(), telemetry.recorder()] {
+        recorder.record(Outcome::Request(Box::new(request(Direction::Inbound))));
+        recorder.record(Outcome::Request(Box::new(request(Direction::Outbound))));
+    }
+    let (content_type, text) = telemetry.render(None);
+    assert!(content_type.starts_with("text/plain"));
+    for line in [
+        r#"heddle_denials_total{policy="AuthorizationPolicy shop/x",rule="0",service="shop/orders"} 2"#,
+        r#"heddle_errors_total{direction="inbound",reason="denied",service="shop/orders"} 2"#,
+        r#"heddle_retries_total{cluster="unknown"} 4"#,
+        r#"heddle_attempts_total{cluster="unknown",result="5xx"} 6"#,
+    ] {
+        let found = sorted(&text).contains(&sort_labels(line));
+        assert!(found, "{line}\n{text}");
+    }
+    let histogram = text.lines().find(|line| line.starts_with("http_server_request_duration_seconds_count")).unwrap();
+    assert!(histogram.contains(r#"peer="unauthenticated""#) && histogram.ends_with(" 2"), "{histogram}");
+    let (content_type, text) = telemetry.render(Some("application/openmetrics-text; version=1.0.0"));
+    assert!(content_type.starts_with("application/openmetrics-text"));
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}
+
+fn sorted(text: &str) -> Vec<String> {
+    text.lines().map(sort_labels).collect()
+}
+
+/// The order of labels means nothing.
+fn sort_labels(line: &str) -> String {
+    let Some((name, rest)) = line.split_once('{') else { return line.to_owned() };
+    let Some((labels, value)) = rest.rsplit_once('}') else { return line.to_owned() };
+    let mut labels: Vec<&str> = labels.split(',').collect();
+    labels.sort_unstable();
+    format!("{name}{{{}}}{value}", labels.join(","))
+}
+
+#[tokio::test]
+async fn a_log_line_is_json_that_names_the_rule_and_hides_the_query() {
+    let line = access_log::line(&Outcome::Request(Box::new(request(Direction::Inbound))));
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert!(line.ends_with("}\n") && !line.contains("secret"), "{line}");
+    assert_eq!(value["time"], "1970-01-01T00:00:00.000Z");
+    assert_eq!(value["status"], 403);
+    assert_eq!(value["authorization"]["policy"], "AuthorizationPolicy shop/x");
+    assert_eq!(value["error"]["reason"], "denied");
+    assert_eq!(value["duration_ms"], 30.0);
+}
