@@ -241,6 +241,8 @@ impl Mesh {
             ("--http-proxy", "127.0.0.1:0"),
             ("--admin", "127.0.0.1:0"),
             ("--health", "127.0.0.1:0"),
+            // The apps of tests outlive their proxies, which wait for them until then.
+            ("--drain-deadline", "5s"),
         ] {
             arguments.extend([flag.to_owned(), value.to_owned()]);
         }

@@ -72,6 +72,11 @@ impl Section {
         self.unread.remove(key)
     }
 
+    /// Keys that mean nothing here but are not wrong.
+    pub(super) fn ignore(&mut self, keys: &[&str]) {
+        self.unread.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+
     /// A section below.
     pub(super) fn section(&mut self, key: &'static str) -> Self {
         let value = self.take(key).unwrap_or(Value::Null);
