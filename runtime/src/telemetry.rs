@@ -1,7 +1,7 @@
 //! Logging of the process: to standard error, as text or JSON lines, with a level that can be changed
 //! while it runs.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
@@ -43,7 +43,9 @@ pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
 /// Sets up logging for the whole process. `filter` is as in `info,heddle_proxy=debug`.
 pub fn init_logging(filter: &str, format: Format) -> Result<LogHandle, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
-    let lines = fmt::layer().with_writer(io::stderr);
+    // Files and collectors of logs want no colours.
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours);
     let lines = match format {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
