@@ -75,6 +75,11 @@ impl Exchange {
         self.outcome.borrow().as_deref().map(read)
     }
 
+    /// After this try its endpoint was ejected.
+    pub(crate) fn ejected(&self, attempt: AttemptId) {
+        self.note(|outcome| outcome.attempts[attempt.index].ejected = true);
+    }
+
     /// When the request came.
     pub(crate) fn started(&self) -> Instant {
         self.started

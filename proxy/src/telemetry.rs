@@ -24,7 +24,7 @@ use self::{
     queue::Queue,
     trace::Spans,
 };
-use crate::{outcome::Outcome, snapshot::ClusterName, trace_context::Sampler};
+use crate::{outcome::Outcome, trace_context::Sampler};
 
 /// Log lines that may wait to be written.
 const LOG_LINES: usize = 8192;
@@ -156,11 +156,6 @@ impl Recorder {
         {
             spans.record(request);
         }
-    }
-
-    /// An endpoint of the cluster was ejected.
-    pub fn ejected(&self, cluster: &ClusterName) {
-        self.cells.ejected(cluster);
     }
 
     /// The process's.

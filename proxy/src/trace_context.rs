@@ -97,7 +97,8 @@ impl TraceContext {
         let said = remote.and_then(|remote| remote.sampled);
         let sampled = match said {
             Some(said) if sampler.shared.heeds_caller => said,
-            _ => sampler.decide(trace_id),
+            // Of a trace that begins here and that nobody exports there is nothing to see.
+            _ => sampler.shared.exports && sampler.decide(trace_id),
         };
         Self {
             trace_id,
@@ -129,9 +130,6 @@ impl TraceContext {
             // What came, if it came, is no valid one.
             headers.remove(format::TRACEPARENT);
         }
-        if !self.is_known() {
-            return;
-        }
         if self.is_sampled() || self.is_root || !self.came_as.w3c {
             format::write(self, headers);
         }
@@ -140,11 +138,6 @@ impl TraceContext {
     /// Whether its spans are to be exported.
     pub fn is_sampled(&self) -> bool {
         self.sampled && self.exports
-    }
-
-    /// Whether others know this trace too: it came from somebody, or is passed on.
-    pub fn is_known(&self) -> bool {
-        self.exports || !self.is_root
     }
 
     /// The trace.

@@ -83,7 +83,7 @@ spec:
 async fn plaintext_and_strangers_with_other_certificates_reach_no_app_byte() {
     let world = World::start().await;
     let mut plain = tokio::net::TcpStream::connect(world.server.addresses.inbound).await.expect("a connection");
-    plain.write_all(b"GET / HTTP/1.1\r\nhost: echo.test\r\n\r\n").await.expect("sent");
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: echo.test\r\nconnection: close\r\n\r\n").await.expect("sent");
     let mut answer = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(5), plain.read_to_end(&mut answer)).await.expect("it closes");
     let answer = String::from_utf8_lossy(&answer);
@@ -97,9 +97,9 @@ async fn unknown_names_and_the_outside_are_refused() {
     let world = World::start().await;
     let client = world.client.client();
     for (url, status, reason) in [
-        ("http://nobody.test/", 503, "unknown_destination"),
-        ("http://nobody.test.mesh/", 503, "unknown_destination"),
-        ("http://example.com/", 403, "egress_denied"),
+        ("http://nobody.test/", 503, "unknown-destination"),
+        ("http://nobody.test.mesh/", 503, "unknown-destination"),
+        ("http://example.com/", 403, "egress-denied"),
     ] {
         let response = client.get(url).send().await.expect("an answer");
         let told = response.headers().get("heddle-error").cloned();

@@ -28,7 +28,7 @@ async fn without_the_control_plane_proxies_go_on_and_start_again() {
     eventually("the proxies to be back", Duration::from_secs(20), || async {
         let response = client.get("http://later.test/").send().await.map_err(|error| error.to_string())?;
         match response.headers().get("heddle-error") {
-            Some(reason) if reason == "no_endpoints" => Ok(()),
+            Some(reason) if reason == "no-endpoints" => Ok(()),
             reason => Err(format!("{} {reason:?}", response.status())),
         }
     })

@@ -173,6 +173,8 @@ pub struct Attempt {
     pub error: Option<Error>,
     /// Who ended the connection, if it ended under the request.
     pub closed_by: Option<ClosedBy>,
+    /// Whether its endpoint was ejected after it.
+    pub ejected: bool,
     /// Its span.
     pub span_id: SpanId,
 }
@@ -190,6 +192,7 @@ impl Attempt {
             grpc_status: None,
             error: None,
             closed_by: None,
+            ejected: false,
             span_id,
         }
     }

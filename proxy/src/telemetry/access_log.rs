@@ -73,7 +73,7 @@ fn of_request(request: &RequestOutcome) -> Map<String, Value> {
     set("route", json!(request.rule.as_ref().map(|rule| format!("{}#{}", rule.route, rule.rule))));
     set("request_id", text(request.request_id.as_ref()));
     set("user_agent", text(request.user_agent.as_ref()));
-    set("trace_id", json!(request.trace.is_known().then(|| request.trace.trace_id().to_string())));
+    set("trace_id", json!(request.trace.trace_id().to_string()));
     set("authorization", authorization(request.authorization.as_ref()));
     set("error", error(request.error.as_ref()));
     if request.direction == Direction::Outbound {
@@ -82,6 +82,7 @@ fn of_request(request: &RequestOutcome) -> Map<String, Value> {
                 "endpoint": attempt.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
                 "status": attempt.status.map(|status| status.as_u16()),
                 "duration_ms": millis(attempt.duration),
+                "ejected": attempt.ejected,
                 "error": attempt.error.as_ref().map(ToString::to_string),
             })
         });

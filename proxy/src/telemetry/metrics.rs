@@ -200,11 +200,6 @@ impl Cells {
         }
     }
 
-    /// Counts an ejection.
-    pub(super) fn ejected(&self, cluster: &ClusterName) {
-        self.ejections.with([&cluster.to_string()], |cell| cell.add(1));
-    }
-
     fn request(&self, request: &RequestOutcome) {
         let direction = direction(request.direction);
         let service = service(request.service.as_ref());
@@ -231,6 +226,9 @@ impl Cells {
                         (None, None) => "none",
                     };
                     self.attempts.with([&cluster, result], |cell| cell.add(1));
+                    if attempt.ejected {
+                        self.ejections.with([&cluster], |cell| cell.add(1));
+                    }
                 }
                 let retries = request.attempts.len().saturating_sub(1);
                 if retries > 0 {

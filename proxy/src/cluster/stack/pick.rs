@@ -156,13 +156,16 @@ impl UnderWay {
         let endpoint = self.picked.endpoint();
         match self.picked.report(verdict, Instant::now()) {
             Change::None => {}
-            Change::Ejected(pause) => tracing::warn!(
-                cluster = %self.cluster.name(),
-                endpoint = %endpoint.address,
-                workload = endpoint.workload,
-                pause_ms = pause.as_millis() as u64,
-                "ejected after failures in a row"
-            ),
+            Change::Ejected(pause) => {
+                self.exchange.ejected(self.id);
+                tracing::warn!(
+                    cluster = %self.cluster.name(),
+                    endpoint = %endpoint.address,
+                    workload = endpoint.workload,
+                    pause_ms = pause.as_millis() as u64,
+                    "ejected after failures in a row"
+                );
+            }
             Change::Returned => tracing::info!(
                 cluster = %self.cluster.name(),
                 endpoint = %endpoint.address,
