@@ -9,7 +9,17 @@ use crate::world::{ECHO, World, serving};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sick_instance_is_retried_around_and_ejected() {
-    let mut world = World::start().await;
+    // In turn, because by latency and load the sick one would hardly be asked again.
+    let policy = format!(
+        "{ECHO}
+---
+apiVersion: heddle.dev/v1
+kind: TrafficPolicy
+metadata: {{ name: echo, namespace: test }}
+spec: {{ targetRef: {{ kind: Service, name: echo }}, balancing: roundRobin }}
+"
+    );
+    let mut world = World::with(&[], &policy).await;
     let sick = App::start("sick").await;
     sick.set_status(StatusCode::SERVICE_UNAVAILABLE);
     let _second = world.mesh.proxy("test", serving("echo-2", "echo", &[format!("80:{}", sick.address.port())])).await;
