@@ -44,7 +44,7 @@ use crate::{
 /// The last good resources, in the state directory.
 const RESOURCES: &str = "resources.bin";
 /// They are written at most this often.
-const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+const SAVE_INTERVAL: Duration = Duration::from_millis(200);
 /// After new credentials, the longest pause before the connection to the control plane follows, so
 /// that proxies renewed together do not connect together.
 const RECONNECT_JITTER: Duration = Duration::from_secs(10);

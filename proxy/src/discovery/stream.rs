@@ -200,7 +200,9 @@ impl<C: Connect> Client<C> {
             status.responses += 1;
             status.rejected += rejected;
         });
+        // At once: a proxy that ends now must find it at its next start. Whoever writes it sees the latest.
         self.dirty = true;
+        self.save();
         answer
     }
 
