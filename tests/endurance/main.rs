@@ -36,9 +36,10 @@ spec:
 ";
 
 struct World {
-    mesh: Mesh,
     servers: Vec<(App, Proxy)>,
     client: Proxy,
+    /// Last: its folder has the logs, which the others show when a test fails.
+    mesh: Mesh,
 }
 
 impl World {

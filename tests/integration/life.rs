@@ -12,6 +12,9 @@ async fn without_the_control_plane_proxies_go_on_and_start_again() {
     let mut world = World::start().await;
     let client = world.client.client();
     assert_eq!(client.get("http://echo.test/").send().await.expect("an answer").status(), StatusCode::OK);
+    // What was learnt a moment ago is on disk a moment later.
+    world.client.wait_kept("echo.test").await;
+    world.server.wait_kept("test/echo").await;
     world.mesh.kill_control_plane();
     assert_eq!(client.get("http://echo.test/").send().await.expect("an answer").status(), StatusCode::OK);
 

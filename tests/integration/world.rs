@@ -26,10 +26,11 @@ spec:
 
 /// A control plane, the app `echo` behind its proxy, and the proxy of `client`.
 pub(crate) struct World {
-    pub(crate) mesh: Mesh,
     pub(crate) app: App,
     pub(crate) server: Proxy,
     pub(crate) client: Proxy,
+    /// Last: its folder has the logs, which the others show when a test fails.
+    pub(crate) mesh: Mesh,
 }
 
 impl World {

@@ -21,10 +21,10 @@ const READY: Duration = Duration::from_secs(30);
 
 /// A control plane with a folder of its own, and a client for its API.
 pub struct Mesh {
-    /// Everything of this mesh lives below.
-    pub folder: TempDir,
     /// The process; `None` while it is away.
     pub control_plane: Option<Process>,
+    /// Everything of this mesh lives below.
+    pub folder: TempDir,
     /// Flags that it was started with.
     flags: Vec<String>,
     addresses: Option<ControlPlaneAddresses>,
@@ -317,6 +317,20 @@ impl Proxy {
         *self = fresh;
         self.arguments = arguments;
         self.wait_ready().await;
+    }
+
+    /// Waits until its state directory names this, so that it will know it after a `kill -9`.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub async fn wait_kept(&self, name: &str) {
+        let file = self.state.join("resources.bin");
+        eventually(&format!("{name} in {}", file.display()), READY, || {
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            let kept = bytes.windows(name.len()).any(|window| window == name.as_bytes());
+            async move { if kept { Ok(()) } else { Err(format!("{} bytes without it", bytes.len())) } }
+        })
+        .await;
     }
 
     /// A client that goes through the HTTP proxy port.
