@@ -15,7 +15,6 @@ use std::{
 };
 
 use heddle_certs::{Authority, SignOptions, SpiffeId, SystemClock, TrustDomain};
-use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
     runtime::{Builder, LocalOptions},
     task::spawn_local,
@@ -265,6 +264,21 @@ impl TestMesh {
     }
 
     pub(crate) fn proxy_with(&self, account: &str, snapshot: Snapshot, roles: &[Role], limits: Limits) -> Proxy {
+        let common = Common {
+            discovery: Discovery::fixed(snapshot, "shop"),
+            identity: self.identity(account),
+            sampler: Sampler::new(1.0, true, true),
+            // Another for each start.
+            life: lifecycle::channel().1,
+            limits,
+            instance: format!("{account}-1.shop").into(),
+            own_listeners: Arc::default(),
+        };
+        self.again(common, roles)
+    }
+
+    /// A proxy that has this in common with another.
+    pub(crate) fn again(&self, mut common: Common, roles: &[Role]) -> Proxy {
         let sockets: Vec<_> = roles
             .iter()
             .map(|_| {
@@ -275,15 +289,8 @@ impl TestMesh {
             .collect();
         let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
         let (stages, life) = lifecycle::channel();
-        let common = Common {
-            discovery: Discovery::fixed(snapshot, "shop"),
-            identity: self.identity(account),
-            sampler: Sampler::new(1.0, true, true),
-            life,
-            limits,
-            instance: format!("{account}-{}.shop", addresses[0].port()).into(),
-            own_listeners: addresses.clone().into(),
-        };
+        common.life = life;
+        common.own_listeners = addresses.clone().into();
         let outcomes: Rc<RefCell<Vec<Outcome>>> = Rc::default();
         let sink = outcomes.clone();
         let worker = Rc::new(Worker::new(common, Rc::new(move |outcome| sink.borrow_mut().push(outcome))));
@@ -315,6 +322,13 @@ impl Proxy {
 
     pub(crate) fn believe(&self, snapshot: Snapshot) {
         self.worker.common.discovery.replace(snapshot);
+    }
+
+    /// The control plane says that this is no service.
+    pub(crate) fn no_service(&self, name: &str) {
+        let mut snapshot = (*self.worker.common.discovery.snapshot()).clone();
+        snapshot.destinations.insert(name.to_owned(), Destination::Unknown);
+        self.believe(snapshot);
     }
 
     /// The outcomes of requests once there are so many.
@@ -365,9 +379,4 @@ impl Proxy {
 /// The cluster of a test service.
 pub(crate) fn cluster(name: &str) -> ClusterName {
     ClusterName { service: service_name(name), port: 80 }
-}
-
-/// Chance that is the same each time.
-pub(crate) fn rng() -> SmallRng {
-    SmallRng::seed_from_u64(7)
 }

@@ -1,3 +1,8 @@
 //! Pairs of proxies, end to end.
 
+mod drain;
 mod http;
+mod opaque;
+mod policy;
+mod refusals;
+mod retries;

@@ -1,0 +1,234 @@
+//! Opaque bytes through a pair.
+
+use std::{cell::Cell, io::ErrorKind::ConnectionReset, net::SocketAddr, rc::Rc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
+
+use crate::{
+    authorize::{Operation, Rule},
+    listener::Role,
+    outcome::{ClosedBy, ErrorKind},
+    snapshot::Protocol,
+    stream::Stream,
+    testing::{
+        Called, Proxy, Served, TestMesh, allow_all, app,
+        client::{get, send1},
+        only, run, serving, spiffe_id, until,
+    },
+};
+
+/// Sends back what it gets; says `end` when the other side has ended.
+async fn echo() -> SocketAddr {
+    app::tcp(|mut socket| async move {
+        let (mut read, mut write) = socket.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.write_all(b"end").await;
+        let _ = write.shutdown().await;
+    })
+    .await
+}
+
+/// Speaks first.
+async fn greeter() -> SocketAddr {
+    app::tcp(|mut socket| async move {
+        socket.write_all(b"220 welcome\r\n").await.unwrap();
+        let mut word = [0; 4];
+        if socket.read_exact(&mut word).await.is_ok() {
+            word.reverse();
+            let _ = socket.write_all(&word).await;
+        }
+    })
+    .await
+}
+
+struct Pair {
+    callee: Proxy,
+    caller: Proxy,
+}
+
+fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
+    let mesh = TestMesh::new();
+    let callee = mesh.sidecar("orders", protocol, app);
+    let caller = mesh.caller(vec![Called::new("orders", protocol, &callee.addresses)]);
+    Pair { callee, caller }
+}
+
+#[test]
+fn each_direction_ends_by_itself() {
+    for protocol in [Protocol::Tcp, Protocol::Detect] {
+        run(async move {
+            let Pair { callee, caller } = pair(protocol, echo().await);
+            let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+            socket.write_all(b"\x00some bytes").await.unwrap();
+            socket.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            socket.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"\x00some bytesend");
+            let out = caller.connection().await;
+            assert_eq!((out.received_bytes, out.sent_bytes), (11, 14));
+            assert_eq!(out.closed_by, Some(ClosedBy::Downstream));
+            assert_eq!(out.peer, Some(spiffe_id("orders")));
+            assert!(out.tls && out.error.is_none(), "{out:?}");
+            let inside = callee.connection().await;
+            assert_eq!(inside.peer, Some(spiffe_id("web")));
+            assert_eq!((inside.received_bytes, inside.sent_bytes), (11, 14));
+            assert!(inside.authorization.unwrap().allowed);
+        });
+    }
+}
+
+#[test]
+fn a_server_may_speak_first() {
+    for protocol in [Protocol::Tcp, Protocol::Detect] {
+        run(async move {
+            let Pair { caller, .. } = pair(protocol, greeter().await);
+            let began = Instant::now();
+            let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+            let mut greeting = [0; 13];
+            socket.read_exact(&mut greeting).await.unwrap();
+            assert_eq!(&greeting, b"220 welcome\r\n");
+            assert!(began.elapsed().as_secs() < 5);
+            // What the client says now is not looked at.
+            socket.write_all(b"GET ").await.unwrap();
+            let mut answer = [0; 4];
+            socket.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b" TEG");
+        });
+    }
+}
+
+#[test]
+fn a_silent_client_may_turn_out_to_speak_http() {
+    run(async {
+        let Pair { caller, .. } = pair(Protocol::Detect, app::echo().await);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        tokio::time::sleep(tokio::time::Duration::from_millis(150)).await;
+        socket.write_all(b"GET /late HTTP/1.1\r\nhost: orders.shop\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("1.1 GET /late\n"), "{answer}");
+        // It was HTTP: a request is on record, no opaque connection.
+        assert_eq!(caller.request().await.status.unwrap(), 200);
+        assert_eq!(send1(caller.address(), get("/at-once")).await.status, 200);
+    });
+}
+
+#[test]
+fn tunnels_carry_opaque_bytes_too() {
+    run(async {
+        let Pair { caller, .. } = pair(Protocol::Detect, greeter().await);
+        let mut socket = TcpStream::connect(caller.addresses[1]).await.unwrap();
+        socket.write_all(b"CONNECT orders.shop:80 HTTP/1.1\r\nhost: orders.shop:80\r\n\r\n").await.unwrap();
+        let mut head = [0; 32];
+        socket.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK\r\n\r\n220 welcome\r\n");
+        drop(socket);
+        assert_eq!(&*caller.connection().await.target.unwrap(), "orders.shop:80");
+        until("the connection is let go", || caller.stages.connections() == 0).await;
+    });
+}
+
+#[test]
+fn resets_pass_in_both_directions() {
+    run(async {
+        let app = app::tcp(|mut socket| async move {
+            if socket.read_u8().await.is_ok_and(|first| first == b'r') {
+                Stream::from(socket).reset();
+            } else {
+                let error = socket.read_u8().await.unwrap_err();
+                assert_eq!(error.kind(), ConnectionReset);
+            }
+        })
+        .await;
+        let Pair { caller, callee } = pair(Protocol::Tcp, app);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        socket.write_all(b"r").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        let out = caller.connection().await;
+        assert_eq!(out.error.unwrap().kind, ErrorKind::UpstreamReset);
+        assert_eq!(out.closed_by, Some(ClosedBy::Upstream));
+        caller.outcomes.borrow_mut().clear();
+        callee.connection().await;
+        callee.outcomes.borrow_mut().clear();
+
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        socket.write_all(b"x").await.unwrap();
+        tokio::time::sleep(tokio::time::Duration::from_millis(100)).await;
+        Stream::from(socket).reset();
+        assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::ClientGone);
+        assert_eq!(callee.connection().await.error.unwrap().kind, ErrorKind::ClientGone);
+    });
+}
+
+#[test]
+fn what_is_not_allowed_is_refused_before_any_byte() {
+    run(async {
+        let touched = Rc::new(Cell::new(false));
+        let seen = touched.clone();
+        let app = app::tcp(move |_| {
+            seen.set(true);
+            async {}
+        })
+        .await;
+        let with_path = Operation { paths: vec!["/x".parse().unwrap()], ..Operation::default() };
+        let rule =
+            Rule { policy: "p".into(), name: "1".into(), deny: false, sources: vec![], operations: vec![with_path] };
+        for (protocol, authorizer, expected) in [
+            (Protocol::Tcp, only(vec![]), ErrorKind::Denied),
+            (Protocol::Http, allow_all(), ErrorKind::OpaqueRefused),
+            (Protocol::Grpc, allow_all(), ErrorKind::OpaqueRefused),
+            (Protocol::Detect, only(vec![rule]), ErrorKind::OpaqueRefused),
+        ] {
+            let mesh = TestMesh::new();
+            let snapshot = serving("orders", vec![Served::new(80, protocol, app)], authorizer);
+            let callee = mesh.proxy("orders", snapshot, &[Role::Inbound]);
+            let caller = mesh.caller(vec![Called::new("orders", Protocol::Tcp, &callee.addresses)]);
+            let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+            socket.write_all(b"bytes").await.unwrap();
+            assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+            for proxy in [&caller, &callee] {
+                assert_eq!(proxy.connection().await.error.unwrap().kind, expected);
+            }
+        }
+        assert!(!touched.get());
+    });
+}
+
+#[test]
+fn an_open_connection_ends_when_policy_no_longer_allows_it() {
+    run(async {
+        let app = echo().await;
+        let Pair { callee, caller } = pair(Protocol::Tcp, app);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        socket.write_all(b"x").await.unwrap();
+        socket.read_u8().await.unwrap();
+        callee.believe(serving("orders", vec![Served::new(80, Protocol::Tcp, app)], allow_all()));
+        socket.write_all(b"x").await.unwrap();
+        socket.read_u8().await.unwrap();
+        callee.believe(serving("orders", vec![Served::new(80, Protocol::Tcp, app)], only(vec![])));
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        let inside = callee.connection().await;
+        assert_eq!(inside.error.unwrap().kind, ErrorKind::Denied);
+        assert_eq!(inside.closed_by, Some(ClosedBy::Proxy));
+    });
+}
+
+#[test]
+fn another_endpoint_is_tried_while_nothing_was_sent() {
+    run(async {
+        let mesh = TestMesh::new();
+        let down = mesh.sidecar("orders", Protocol::Tcp, app::nobody().await);
+        let up = mesh.sidecar("orders", Protocol::Tcp, echo().await);
+        let called = Called::new("orders", Protocol::Tcp, &[app::nobody().await, down.address(), up.address()]);
+        let caller = mesh.caller(vec![called.retries(|retry| retry.max_retries = 2)]);
+        for _ in 0..3 {
+            let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+            socket.write_all(b"x").await.unwrap();
+            assert_eq!(socket.read_u8().await.unwrap(), b'x');
+        }
+    });
+}

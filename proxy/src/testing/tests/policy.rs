@@ -1,0 +1,210 @@
+//! Who gets in.
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    task::spawn_local,
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    authorize::{Authorizer, IdentityPattern, Operation, Rule, Source},
+    listener::Role,
+    outcome::ErrorKind,
+    snapshot::Protocol,
+    testing::{
+        Called, Proxy, Served, TestMesh, allow_all, app,
+        client::{Answer, connect1, connect2, get, get2, send1, send2},
+        meshed, only, run, serving, spiffe_id,
+    },
+};
+
+fn rule(deny: bool, source: Source, paths: &[&str]) -> Rule {
+    let operations = match paths {
+        [] => Vec::new(),
+        paths => {
+            let paths = paths.iter().map(|path| path.parse().unwrap()).collect();
+            vec![Operation { paths, ..Operation::default() }]
+        }
+    };
+    let policy = "AuthorizationPolicy shop/orders";
+    Rule { policy: policy.into(), name: "r".into(), deny, sources: vec![source], operations }
+}
+
+fn web() -> Source {
+    Source { identities: vec![spiffe_id("web").to_string().parse::<IdentityPattern>().unwrap()], ..Source::default() }
+}
+
+fn sidecar(mesh: &TestMesh, served: Served, authorizer: Authorizer) -> Proxy {
+    mesh.proxy("orders", serving("orders", vec![served], authorizer), &[Role::Inbound])
+}
+
+#[test]
+fn requests_are_judged_by_the_path_as_it_is_forwarded() {
+    run(async {
+        let mesh = TestMesh::new();
+        let rules = vec![rule(false, web(), &["/open/*"]), rule(true, web(), &["/open/secret"])];
+        let callee = sidecar(&mesh, Served::new(80, Protocol::Http, app::echo().await), only(rules));
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http, &callee.addresses)]);
+        let mut client = connect1(caller.address()).await;
+        let mut count = 0;
+        for (path, status, error) in [
+            ("/open/x", 200, ""),
+            ("/open/%78", 200, ""),
+            ("/open/secret", 403, "denied"),
+            ("/open/%73ecret", 403, "denied"),
+            ("/closed", 403, "denied"),
+            ("/open/../closed", 400, "bad-request"),
+            ("/open//secret", 400, "bad-request"),
+            ("/open%2fsecret", 400, "bad-request"),
+            ("/open/secret;x", 400, "bad-request"),
+            ("/open/x", 200, ""),
+        ] {
+            client.ready().await.unwrap();
+            let answer = Answer::read(client.send_request(get(path)).await.unwrap()).await;
+            assert_eq!((answer.status.as_u16(), answer.error()), (status, error), "{path}: {answer:?}");
+            count += usize::from(status != 400);
+        }
+        let denied: Vec<_> = callee.requests(count).await.into_iter().filter(|one| one.error.is_some()).collect();
+        let said = denied[0].authorization.as_ref().unwrap();
+        assert_eq!(said.policy.as_deref(), Some("AuthorizationPolicy shop/orders"));
+        assert!(denied[0].error.as_ref().unwrap().detail.contains("rule r denies spiffe://heddle.test/ns/shop/sa/web"));
+        // The other end knows whose word it is, and does not take it for its own.
+        assert!(caller.requests(10).await.iter().filter(|one| one.status == Some(StatusCode::FORBIDDEN)).count() == 3);
+    });
+}
+
+#[test]
+fn each_caller_is_who_it_proves_to_be() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee =
+            sidecar(&mesh, Served::new(80, Protocol::Http, app::echo().await), only(vec![rule(false, web(), &[])]));
+        let called = || vec![Called::new("orders", Protocol::Http, &callee.addresses)];
+        let web = mesh.caller(called());
+        assert_eq!(send1(web.address(), get("/")).await.status, 200);
+        let role = Role::Upstream("orders.shop:80".parse::<crate::config::DialName>().unwrap().into());
+        let other = mesh.proxy("other", crate::testing::calling(called()), &[role]);
+        assert_eq!(send1(other.address(), get("/")).await.error(), "denied");
+        assert_eq!(send2(other.address(), get2("/")).await.error(), "denied");
+    });
+}
+
+#[test]
+fn a_wrong_server_gets_no_byte_of_a_request() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = sidecar(&mesh, Served::new(80, Protocol::Detect, app::echo().await), allow_all());
+        for protocol in [Protocol::Http1, Protocol::Http2, Protocol::Tcp] {
+            let mut called = Called::new("orders", protocol, &[]);
+            called.endpoints.push(meshed(callee.address(), "somebody-else"));
+            let caller = mesh.caller(vec![called]);
+            match protocol {
+                Protocol::Http1 => assert_eq!(send1(caller.address(), get("/")).await.error(), "peer-identity"),
+                Protocol::Http2 => assert_eq!(send2(caller.address(), get2("/")).await.error(), "peer-identity"),
+                _ => {
+                    let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+                    assert!(socket.read_u8().await.is_err());
+                    assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::PeerIdentity);
+                }
+            }
+        }
+        // Nor does one of another mesh.
+        let other = TestMesh::new();
+        let caller = other.caller(vec![Called::new("orders", Protocol::Http, &callee.addresses)]);
+        assert_eq!(send1(caller.address(), get("/")).await.error(), "peer-identity");
+        assert!(
+            callee.outcomes.borrow().iter().all(|outcome| matches!(outcome, crate::outcome::Outcome::Connection(_)))
+        );
+    });
+}
+
+#[test]
+fn plaintext_enters_where_policy_says_so() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = app::echo().await;
+        let strict = sidecar(&mesh, Served::new(80, Protocol::Http, app), allow_all());
+        let answer = send1(strict.address(), get("/")).await;
+        assert_eq!((answer.status.as_u16(), answer.error()), (403, "plaintext-refused"));
+        // A probe needs nothing.
+        assert_eq!(send1(strict.address(), get("/healthz")).await.status, 200);
+        assert_eq!(send1(strict.address(), get("/healthz/x")).await.error(), "plaintext-refused");
+        let post = Request::post("/healthz").header("host", "x").body(Empty::<Bytes>::new()).unwrap();
+        assert_eq!(send1(strict.address(), post).await.error(), "plaintext-refused");
+
+        let unauthenticated = Source { unauthenticated: true, ..Source::default() };
+        let served = Served { permissive: true, ..Served::new(80, Protocol::Http, app) };
+        let permissive = sidecar(&mesh, served, only(vec![rule(false, unauthenticated, &["/open"])]));
+        let mut request = get("/open");
+        for name in ["x-forwarded-client-cert", "x-forwarded-for", "x-forwarded-host", "heddle-attempt"] {
+            request.headers_mut().insert(name, "forged".parse().unwrap());
+        }
+        let answer = send1(permissive.address(), request).await;
+        assert_eq!(answer.status, 200);
+        for gone in ["x-forwarded-client-cert", "x-forwarded-host", "heddle-attempt"] {
+            assert_eq!(answer.got(gone), None);
+        }
+        assert_eq!(answer.got("x-forwarded-for"), Some("127.0.0.1"));
+        assert_eq!(send1(permissive.address(), get("/closed")).await.error(), "denied");
+        assert_eq!(send2(permissive.address(), get2("/open")).await.status, 200);
+
+        let opaque = sidecar(&mesh, Served::new(80, Protocol::Tcp, app), allow_all());
+        let mut socket = TcpStream::connect(opaque.address()).await.unwrap();
+        socket.write_all(b"\x00bytes").await.unwrap();
+        assert!(socket.read_u8().await.is_err());
+        assert_eq!(opaque.connection().await.error.unwrap().kind, ErrorKind::PlaintextRefused);
+    });
+}
+
+#[test]
+fn a_stream_ends_when_policy_no_longer_allows_it() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = app::http(|_| async {
+            let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(1);
+            spawn_local(async move {
+                sender.send(Ok(Frame::data(Bytes::from_static(b"one")))).await.unwrap();
+                sender.closed().await;
+            });
+            Response::new(StreamBody::new(ReceiverStream::new(receiver)).boxed_unsync())
+        })
+        .await;
+        let served = || vec![Served::new(80, Protocol::Http2, app)];
+        let allowed = || only(vec![rule(false, web(), &["/a", "/b"])]);
+        let callee = mesh.proxy("orders", serving("orders", served(), allowed()), &[Role::Inbound]);
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http2, &callee.addresses)]);
+        let mut client = connect2::<Empty<Bytes>>(caller.address()).await;
+        let mut first = client.send_request(get2("/a")).await.unwrap().into_body();
+        let mut second = client.send_request(get2("/b")).await.unwrap().into_body();
+        first.frame().await.unwrap().unwrap();
+        second.frame().await.unwrap().unwrap();
+        callee.believe(serving("orders", served(), only(vec![rule(false, web(), &["/b"])])));
+        assert!(first.frame().await.unwrap().is_err());
+        let record = callee.request().await;
+        assert_eq!(record.error.unwrap().kind, ErrorKind::Denied);
+        assert_eq!(record.uri.path(), "/a");
+        callee.believe(serving("orders", served(), only(vec![])));
+        assert!(second.frame().await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn only_what_the_workload_serves_can_be_asked_for() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = sidecar(&mesh, Served::new(8080, Protocol::Http, app::echo().await), allow_all());
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http, &callee.addresses)]);
+        let answer = send1(caller.address(), get("/")).await;
+        assert_eq!((answer.status.as_u16(), answer.error()), (421, "not-served"));
+        let opaque = mesh.caller(vec![Called::new("orders", Protocol::Tcp, &callee.addresses)]);
+        let mut socket = TcpStream::connect(opaque.address()).await.unwrap();
+        assert!(socket.read_u8().await.is_err());
+        assert_eq!(opaque.connection().await.error.unwrap().kind, ErrorKind::NotServed);
+    });
+}
