@@ -177,7 +177,9 @@ pub(crate) async fn run(session: impl Fn() -> Result<Session, Error>, args: RunA
     let outcome = if args.command.is_empty() {
         alone(&mut sidecar, &mut signals).await
     } else {
-        beside(&args, &mut sidecar, &mut signals).await
+        let outcome = beside(&args, &mut sidecar, &mut signals).await;
+        sidecar.command_gone().await;
+        outcome
     };
     sidecar.stop(&mut signals).await;
     outcome

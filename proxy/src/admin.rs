@@ -26,7 +26,8 @@ const INDEX: &str = "GET  /config_dump   what this proxy believes\n\
                      GET  /log-level     filter of the log\n\
                      PUT  /log-level     another filter, such as info,heddle_proxy=debug\n\
                      POST /drain         shut down, as SIGTERM does\n\
-                     POST /drain/inbound stop being called, and answer when that is so; SIGTERM does the rest\n";
+                     POST /drain/inbound stop being called, and answer when that is so; one of the others does the rest\n\
+                     POST /drain/application-gone  shut down, and do not look whether the application is gone\n";
 
 /// What the listener tells of and acts on.
 pub(crate) struct Admin {
@@ -73,16 +74,19 @@ pub(crate) async fn answer(admin: Arc<Admin>, request: Request<Incoming>) -> Rep
             Err(refusal) => refusal,
         },
         (&Method::POST, "/drain") => {
-            admin.drain.send_replace(ShutDown::All);
+            admin.ask(ShutDown::All);
             reply(StatusCode::ACCEPTED, "draining\n")
         }
         (&Method::POST, "/drain/inbound") => {
-            // More than that may have been asked for already.
-            admin.drain.send_modify(|asked| *asked = ShutDown::Inbound.max(*asked));
+            admin.ask(ShutDown::Inbound);
             admin.life.reached(Stage::Refusing).await;
             reply(StatusCode::OK, "no longer called\n")
         }
-        (_, "/" | "/config_dump" | "/log-level" | "/drain" | "/drain/inbound") => {
+        (&Method::POST, "/drain/application-gone") => {
+            admin.ask(ShutDown::ApplicationGone);
+            reply(StatusCode::ACCEPTED, "draining\n")
+        }
+        (_, "/" | "/config_dump" | "/log-level" | "/drain" | "/drain/inbound" | "/drain/application-gone") => {
             reply(StatusCode::METHOD_NOT_ALLOWED, INDEX)
         }
         _ => reply(StatusCode::NOT_FOUND, INDEX),
@@ -110,6 +114,11 @@ fn local(headers: &HeaderMap) -> Result<(), &'static str> {
 }
 
 impl Admin {
+    /// More than that may have been asked for already.
+    fn ask(&self, asked: ShutDown) {
+        self.drain.send_modify(|before| *before = asked.max(*before));
+    }
+
     fn set_log_level(&self, filter: &[u8]) -> Reply {
         let Some(log) = &self.log else { return reply(StatusCode::NOT_FOUND, "the log is not this proxy's\n") };
         let Ok(filter) = std::str::from_utf8(filter) else {

@@ -101,11 +101,27 @@ pub fn run(flags: &file::Flags) -> ExitCode {
     // From here on a signal drains, even one that comes while the proxy starts.
     let first = signals.spawn(heddle_runtime::signal::shutdown());
     signals.block_on(tokio::task::yield_now());
+    if let Some(parent) = flags.parent {
+        follow(parent);
+    }
     let running = match start(config, Some(log)) {
         Ok(running) => running,
         Err(error) => return complain(causes(&error)),
     };
     signals.block_on(until_the_end(running, first))
+}
+
+/// Ends with the process that started this one, whatever ended that.
+fn follow(parent: i32) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)) {
+        tracing::warn!(%error, "cannot follow the parent process");
+    }
+    // It may have ended before the line above.
+    let is_there = rustix::process::getppid().is_some_and(|now| now.as_raw_nonzero().get() == parent);
+    if !is_there {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    }
 }
 
 async fn until_the_end(
@@ -207,7 +223,7 @@ fn start_workers(
 impl Running {
     /// Begins to shut down, as SIGTERM does.
     pub fn drain(&self) {
-        self.drain.send_replace(ShutDown::All);
+        self.drain.send_modify(|asked| *asked = ShutDown::All.max(*asked));
     }
 
     /// Waits until it has shut down.

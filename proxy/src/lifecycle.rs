@@ -29,8 +29,10 @@ pub enum ShutDown {
     /// Inbound. Outbound waits to be asked, since whoever asks knows better than this proxy when the
     /// application is gone.
     Inbound,
-    /// Everything.
+    /// Everything, outbound once the application seems to be gone.
     All,
+    /// Everything: the application is gone.
+    ApplicationGone,
 }
 
 /// Tells the stage, and when the next one comes; cheap to clone, shared by all threads. What is

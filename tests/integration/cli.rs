@@ -177,11 +177,7 @@ async fn apps_run_beside_sidecars() {
     let arguments =
         ["run", "--service", "echo.test", "--workload", "echo-1", "--port", &port, "--", "sh", "-c", UNTIL_TERM];
     let mut server = Process::start("server", mesh.cli(&arguments), mesh.folder.path());
-    eventually("echo-1 to be connected", Duration::from_secs(30), || async {
-        let (_, out, err) = heddle(&mesh, &["status", "echo-1", "--check"]).await;
-        if out.contains("connected") { Ok(()) } else { Err(out + &err) }
-    })
-    .await;
+    connected(&mesh, true).await;
 
     let call = |account: &'static str| {
         let curl = curl.clone();
@@ -202,4 +198,26 @@ async fn apps_run_beside_sidecars() {
     assert!(server.terminate(Duration::from_secs(20)).await.success());
     let workloads = ok(&mesh, &["get", "workloads", "-n", "test"]).await;
     assert!(!workloads.contains("echo-1"), "{workloads}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_does_not_outlive_its_command() {
+    let mesh = Mesh::start(&[]).await;
+    ok(&mesh, &["apply", "-f", &write(&mesh, "echo.yaml", ECHO)]).await;
+    let arguments = ["run", "--service", "echo.test", "--workload", "echo-1", "--", "sleep", "10"];
+    let mut command = mesh.cli(&arguments);
+    command.env("TMPDIR", mesh.folder.path());
+    let mut run = Process::start("run", command, mesh.folder.path());
+    connected(&mesh, true).await;
+    run.kill();
+    connected(&mesh, false).await;
+}
+
+/// Waits until the proxy `echo-1` is connected, or is not.
+async fn connected(mesh: &Mesh, wanted: bool) {
+    eventually("echo-1", Duration::from_secs(30), || async {
+        let (_, out, err) = heddle(mesh, &["status", "echo-1"]).await;
+        if out.contains("connected ") == wanted { Ok(()) } else { Err(out + &err) }
+    })
+    .await;
 }

@@ -37,6 +37,9 @@ pub(super) const RESTART_PAUSE: Duration = Duration::from_millis(500);
 /// How long peers have to stop calling before the command is told to end.
 const WITHDRAW: Duration = Duration::from_secs(8);
 
+/// How long a word to it may take.
+const SAY: Duration = Duration::from_secs(1);
+
 /// How long a sidecar without a command may take to end.
 const DRAIN: Duration = Duration::from_secs(35);
 
@@ -179,6 +182,13 @@ impl Sidecar {
         let _ = self.child.kill().await;
     }
 
+    /// Tells it that the command is gone: else it would look whether anything still listens there.
+    pub(super) async fn command_gone(&self) {
+        if let Some(admin) = self.addresses.admin {
+            let _ = self.http.post(format!("http://{admin}/drain/application-gone")).timeout(SAY).send().await;
+        }
+    }
+
     /// The end of its log.
     fn tail(&self) -> String {
         self.plan.log.as_deref().map(tail_of).unwrap_or_default()
@@ -209,7 +219,8 @@ fn spawn(program: &Path, arguments: &[OsString], plan: &Plan) -> Result<Child, R
     // What an earlier sidecar has left there is not where this one listens.
     let _ = std::fs::remove_file(plan.state_dir.join("addresses.json"));
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(arguments).arg("--parent").arg(std::process::id().to_string());
+    command.stdin(Stdio::null()).kill_on_drop(true);
     // Ctrl-C is for the command: the sidecar outlives it.
     command.process_group(0);
     for (name, _) in std::env::vars_os() {

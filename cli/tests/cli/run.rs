@@ -84,6 +84,7 @@ impl Bench {
                     append(&events, "drained");
                     (200, String::new())
                 }
+                "POST /drain/application-gone" => (202, String::new()),
                 other => panic!("{other}"),
             }
         });

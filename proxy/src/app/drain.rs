@@ -29,7 +29,7 @@ pub(super) struct Draining {
 }
 
 impl Draining {
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
         let deadline = Instant::now() + self.settings.deadline;
         self.stages.advance(Stage::Leaving);
         let wait = self.settings.deregister_wait.min(self.settings.deadline / 2);
@@ -41,8 +41,12 @@ impl Draining {
             connections = self.stages.connections(),
             "refusing: only the application's own calls go on"
         );
-        let _ = timeout_at(deadline, self.asked.wait_for(|asked| *asked == ShutDown::All)).await;
-        let _ = timeout_at(deadline, self.application_gone()).await;
+        let mut asked = self.asked.clone();
+        let _ = timeout_at(deadline, asked.wait_for(|asked| *asked >= ShutDown::All)).await;
+        tokio::select! {
+            _ = timeout_at(deadline, self.application_gone()) => {}
+            _ = asked.wait_for(|asked| *asked == ShutDown::ApplicationGone) => {}
+        }
         self.stages.advance(Stage::Closing);
         if timeout_at(deadline, self.stages.finished()).await.is_err() {
             tracing::warn!(connections = self.stages.connections(), "the deadline has passed; ending connections");
@@ -84,8 +88,11 @@ mod tests {
     use super::*;
     use crate::lifecycle;
 
-    #[tokio::test(start_paused = true)]
-    async fn outbound_serves_on_until_it_is_asked_too() {
+    /// Drains, asked for this much, beside an application that listens as long as the returned
+    /// listener lives.
+    async fn draining(
+        asked: ShutDown,
+    ) -> (watch::Sender<ShutDown>, lifecycle::Lifecycle, tokio::task::JoinHandle<()>, tokio::net::TcpListener) {
         let (stages, life) = lifecycle::channel();
         let (leave, mut leaving) = mpsc::channel::<Leave>(1);
         tokio::spawn(async move {
@@ -93,15 +100,32 @@ mod tests {
                 let _ = leave.reply.send(true);
             }
         });
-        let drain = watch::Sender::new(ShutDown::Inbound);
+        let app = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let drain = watch::Sender::new(asked);
         let settings = config::Drain { deadline: Duration::from_secs(30), deregister_wait: Duration::from_secs(5) };
-        let draining = Draining { settings, asked: drain.subscribe(), stages, leave, apps: Vec::new() };
-        let ended = tokio::spawn(draining.run());
+        let apps = vec![app.local_addr().expect("bound")];
+        let draining = Draining { settings, asked: drain.subscribe(), stages, leave, apps };
+        (drain, life, tokio::spawn(draining.run()), app)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn outbound_serves_on_until_it_is_asked_too() {
+        let (drain, life, ended, app) = draining(ShutDown::Inbound).await;
+        drop(app);
         life.reached(Stage::Refusing).await;
         sleep(Duration::from_secs(10)).await;
         assert_eq!(life.stage(), Stage::Refusing);
         drain.send_replace(ShutDown::All);
         life.reached(Stage::Closing).await;
+        ended.await.expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn an_application_that_listens_is_waited_for_unless_it_is_said_to_be_gone() {
+        let (drain, life, ended, _app) = draining(ShutDown::All).await;
+        life.reached(Stage::Refusing).await;
+        assert!(timeout(LOOK * 5, life.reached(Stage::Closing)).await.is_err());
+        drain.send_replace(ShutDown::ApplicationGone);
         ended.await.expect("no panic");
     }
 }

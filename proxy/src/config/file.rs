@@ -92,6 +92,9 @@ pub struct Flags {
     /// Any other key of the settings file: PATH=VALUE, such as limits.maxConnections=500; again for more.
     #[arg(long = "set", value_name = "PATH=VALUE")]
     pub set: Vec<String>,
+    /// Shut down, as SIGTERM does, when this process ends; it must be the one that starts this one.
+    #[arg(long, value_name = "PID")]
+    pub parent: Option<i32>,
 }
 
 /// Reads the file that the flags name, lays the flags over it and finds out what is meant.
