@@ -61,6 +61,8 @@ enum Command {
     Dial(String),
     /// Say what is believed.
     Dump(oneshot::Sender<serde_json::Value>),
+    /// Hand over what is to be kept.
+    Saved(oneshot::Sender<Vec<u8>>),
     /// Give up the connection and make a new one.
     Reconnect,
 }
@@ -240,6 +242,13 @@ impl Discovery {
         // Either fails only when the task has ended, at the end of the process.
         let _ = self.shared.commands.send(Command::Dump(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// The last good resources, as [`Table::restore`] takes them.
+    pub(crate) async fn saved(&self) -> Option<Vec<u8>> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.commands.send(Command::Saved(reply)).await.ok()?;
+        answer.await.ok()
     }
 
     /// Has the stream to the control plane made anew: the credentials have changed.

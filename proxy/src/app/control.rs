@@ -96,13 +96,11 @@ impl Control {
             channel: channel.clone(),
             epoch: Arc::clone(&epoch),
         };
-        let save = shared.state.clone().map(|state| {
-            let (save, saved) = watch::channel(Vec::new());
-            spawn("saving", &health, keep(state, saved));
-            save
-        });
-        let table = table(&shared);
-        let client = Client { table, feed, connect: link, status: status.clone(), save, dirty: false };
+        let (news, heard) = watch::channel(0);
+        if let Some(state) = shared.state.clone() {
+            spawn("saving", &health, keep(state, shared.discovery.clone(), heard));
+        }
+        let client = Client { table: table(&shared), feed, connect: link, status: status.clone(), news };
         spawn("discovery", &health, client.run());
         spawn("reconnect", &health, follow_credentials(Arc::clone(&shared), epoch));
         let registration = Registration {
@@ -266,10 +264,10 @@ fn accept_bundle(shared: &Shared) -> AcceptBundle {
     })
 }
 
-/// Writes the last good resources whenever they change.
-async fn keep(state: Arc<StateDir>, mut saved: watch::Receiver<Vec<u8>>) {
-    while saved.changed().await.is_ok() {
-        let bytes = saved.borrow_and_update().clone();
+/// Writes the last good resources whenever there are others.
+async fn keep(state: Arc<StateDir>, discovery: Discovery, mut news: watch::Receiver<u64>) {
+    while news.changed().await.is_ok() {
+        let Some(bytes) = discovery.saved().await else { return };
         let state = Arc::clone(&state);
         match tokio::task::spawn_blocking(move || state.write(RESOURCES, &bytes)).await {
             Ok(Ok(())) => {}

@@ -42,7 +42,13 @@ impl Draining {
             "refusing: only the application's own calls go on"
         );
         let mut asked = self.asked.clone();
-        let _ = timeout_at(deadline, asked.wait_for(|asked| *asked >= ShutDown::All)).await;
+        let deadline = if *asked.borrow() == ShutDown::Inbound {
+            // The application takes the time that it takes; the other end lives as long as the process.
+            let _ = asked.wait_for(|asked| *asked >= ShutDown::All).await;
+            Instant::now() + self.settings.deadline
+        } else {
+            deadline
+        };
         tokio::select! {
             _ = timeout_at(deadline, self.application_gone()) => {}
             _ = asked.wait_for(|asked| *asked == ShutDown::ApplicationGone) => {}
@@ -113,7 +119,7 @@ mod tests {
         let (drain, life, ended, app) = draining(ShutDown::Inbound).await;
         drop(app);
         life.reached(Stage::Refusing).await;
-        sleep(Duration::from_secs(10)).await;
+        sleep(Duration::from_secs(100)).await;
         assert_eq!(life.stage(), Stage::Refusing);
         drain.send_replace(ShutDown::All);
         life.reached(Stage::Closing).await;

@@ -61,10 +61,8 @@ pub(crate) struct Client<C> {
     pub connect: C,
     /// How it goes, for metrics and readiness.
     pub status: watch::Sender<Status>,
-    /// Where the last good resources go, the latest of which is to be kept; `None`: nowhere.
-    pub save: Option<watch::Sender<Vec<u8>>>,
-    /// Whether something has changed since they were last handed over.
-    pub dirty: bool,
+    /// Grows whenever there is something new to be kept.
+    pub news: watch::Sender<u64>,
 }
 
 /// Why a stream ended.
@@ -83,7 +81,6 @@ impl<C: Connect> Client<C> {
             let started = Instant::now();
             let end = self.connection().await;
             self.status.send_modify(|status| status.connected = false);
-            self.save();
             let reason = match end {
                 End::Shutdown => return,
                 End::Renew => {
@@ -173,9 +170,8 @@ impl<C: Connect> Client<C> {
                         self.feed.publish(&mut self.table, now);
                     } else if started.elapsed() > SETTLED && self.table.sweep(now) {
                         self.feed.publish(&mut self.table, now);
-                        self.dirty = true;
+                        self.news.send_modify(|news| *news += 1);
                     }
-                    self.save();
                 }
             }
         }
@@ -200,17 +196,9 @@ impl<C: Connect> Client<C> {
             status.responses += 1;
             status.rejected += rejected;
         });
-        // At once: a proxy that ends now must find it at its next start. Whoever writes it sees the latest.
-        self.dirty = true;
-        self.save();
+        // At once: a proxy that ends now must find it at its next start.
+        self.news.send_modify(|news| *news += 1);
         answer
-    }
-
-    fn save(&mut self) {
-        if let (true, Some(save)) = (self.dirty, &self.save) {
-            save.send_replace(self.table.saved());
-        }
-        self.dirty = false;
     }
 
     /// Obeys commands until a future is done; `None` when every handle is gone.
@@ -245,6 +233,7 @@ fn obey(feed: &mut Feed, table: &mut Table, command: Command) {
         }
         // Nobody waits for it any more, if it fails.
         Command::Dump(reply) => _ = reply.send(table.dump()),
+        Command::Saved(reply) => _ = reply.send(table.saved()),
         Command::Reconnect => {}
     }
 }
