@@ -73,6 +73,13 @@ impl Body {
         Kind::Empty.into()
     }
 
+    /// These pieces, and then an end, or nothing for ever.
+    #[cfg(test)]
+    pub(crate) fn scripted(pieces: &[&'static str], ends: bool) -> Self {
+        let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))).collect();
+        Kind::Test(tests::Scripted { frames, ends }).into()
+    }
+
     /// One that may only be read once the upstream has asked for it.
     pub(crate) fn expect(mut self, expect: Expect) -> Self {
         let body = std::mem::replace(&mut self.kind, Kind::Empty);

@@ -1,7 +1,7 @@
 //! A whole mesh in one thread: proxies with a common authority and fixed snapshots, apps, and clients.
 
-mod app;
-mod client;
+pub(crate) mod app;
+pub(crate) mod client;
 mod tests;
 
 use std::{
@@ -130,11 +130,6 @@ impl Called {
             policy.retry = Arc::new(retry);
         })
     }
-
-    pub(crate) fn port(mut self, change: impl FnOnce(&mut ServicePort)) -> Self {
-        change(self.service.ports.get_mut(&80).unwrap());
-        self
-    }
 }
 
 /// An endpoint with a proxy, of this account.
@@ -247,7 +242,18 @@ impl TestMesh {
 
     /// A new certificate of an account.
     pub(crate) fn renew(&self, identity: &Identity, account: &str) {
-        let options = SignOptions::new(Duration::from_secs(3600), SystemTime::now());
+        self.issue(identity, account, Duration::from_secs(3600));
+    }
+
+    /// The identity of an account, which expires so soon.
+    pub(crate) fn identity_for(&self, account: &str, lifetime: Duration) -> Identity {
+        let identity = Identity::new(SystemClock::shared());
+        self.issue(&identity, account, lifetime);
+        identity
+    }
+
+    fn issue(&self, identity: &Identity, account: &str, lifetime: Duration) {
+        let options = SignOptions::new(lifetime, SystemTime::now());
         let svid = self.authority.issue(&spiffe_id(account), &options).unwrap();
         identity.set_svid(svid, Some(self.authority.bundle().clone())).unwrap();
     }

@@ -16,7 +16,7 @@ use std::{rc::Rc, sync::Arc};
 
 use http::{Request, Response};
 use tokio::time::{Duration, Instant};
-use tower::{Service, ServiceBuilder};
+use tower::{ServiceBuilder, ServiceExt};
 
 use self::{admit::Admit, deadline::Deadline, pick::Pick, retry::Retry, send::Send, try_timeout::TryTimeout};
 use super::{Cluster, balance::Picked};
@@ -93,8 +93,7 @@ pub(crate) fn stack(cluster: &Rc<Cluster>) -> Stack {
 
 /// Sends a request to a cluster.
 pub(crate) async fn call(cluster: &Rc<Cluster>, call: Call) -> Result<Response<Body>, Error> {
-    // No layer needs to be waited for: each is ready, or refuses.
-    stack(cluster).call(call).await
+    stack(cluster).oneshot(call).await
 }
 
 impl Rules {

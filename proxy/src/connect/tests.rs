@@ -1,1 +1,212 @@
+//! Pools: what is used again and what is not.
 
+use std::{rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use heddle_certs::SystemClock;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use tokio::{
+    task::spawn_local,
+    time::{Duration, sleep},
+};
+
+use super::{Carried, Dial, Pool, Slots, Target, parse_server_name, server_name};
+use crate::{
+    body::Body,
+    cluster::limit::Limit,
+    identity::Identity,
+    outcome::{Error, ErrorKind},
+    snapshot::{Limits, Protocol},
+    testing::{Served, TestMesh, allow_all, app, cluster, meshed, run, serving, until},
+};
+
+fn dial() -> Dial {
+    Dial {
+        timeout: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+        slots: None,
+        max_header_bytes: 64 << 10,
+        max_headers: 100,
+    }
+}
+
+/// Sends a request; whether a connection was made for it.
+async fn send(pool: &Rc<Pool>, carried: Carried, dial: &Dial) -> Result<(Response<Body>, bool), Error> {
+    let mut made = false;
+    let uri = if carried == Carried::Http2 { "http://orders.shop/" } else { "/" };
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = uri.parse().unwrap();
+    if carried == Carried::Http1 {
+        request.headers_mut().insert("host", http::HeaderValue::from_static("orders.shop"));
+    }
+    let response = pool.send(request, carried, dial, |via, _| made = via.connect.is_some()).await?;
+    Ok((response, made))
+}
+
+async fn finish(response: Response<Body>) -> Bytes {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    // The connection needs a turn to see that it is free.
+    sleep(Duration::from_millis(5)).await;
+    body
+}
+
+#[test]
+fn a_connection_is_used_again_after_a_whole_response() {
+    run(async {
+        let app = app::echo().await;
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(app), &identity);
+        let (first, made) = send(&pool, Carried::Http1, &dial()).await.unwrap();
+        assert!(made);
+        let (second, made) = send(&pool, Carried::Http1, &dial()).await.unwrap();
+        assert!(made, "the first is in use");
+        finish(first).await;
+        finish(second).await;
+        assert_eq!(pool.len(), 2);
+        let (third, made) = send(&pool, Carried::Http1, &dial()).await.unwrap();
+        assert!(!made);
+        // Given up in the middle, it is not used again.
+        drop(third);
+        sleep(Duration::from_millis(5)).await;
+        assert_eq!(pool.len(), 1);
+        pool.sweep(Duration::ZERO);
+        assert_eq!(pool.len(), 0);
+    });
+}
+
+#[test]
+fn http_2_connections_are_shared() {
+    run(async {
+        let app = app::echo().await;
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(app), &identity);
+        let tasks: Vec<_> = (0..150)
+            .map(|_| {
+                let pool = pool.clone();
+                spawn_local(async move { finish(send(&pool, Carried::Http2, &dial()).await.unwrap().0).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(pool.len(), 1, "all waited for the one that was being made");
+        // With all its streams in use, another is made.
+        let mut held = Vec::new();
+        for _ in 0..101 {
+            held.push(send(&pool, Carried::Http2, &dial()).await.unwrap().0);
+        }
+        assert_eq!(pool.len(), 2);
+        drop(held);
+        pool.sweep(Duration::ZERO);
+        assert_eq!(pool.len(), 0);
+    });
+}
+
+#[test]
+fn who_asked_first_may_go_away_before_the_connection_is_made() {
+    run(async {
+        let app = app::echo().await;
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(app), &identity);
+        let dial = dial();
+        let mut first = Box::pin(send(&pool, Carried::Http2, &dial));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        drop(first);
+        assert_eq!(send(&pool, Carried::Http2, &dial).await.unwrap().0.status(), 200);
+        assert_eq!(pool.len(), 1);
+    });
+}
+
+#[test]
+fn a_connection_retires_before_a_certificate_expires() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.proxy(
+            "orders",
+            serving("orders", vec![Served::new(80, Protocol::Http, app::echo().await)], allow_all()),
+            &[crate::listener::Role::Inbound],
+        );
+        let endpoint = Arc::new(meshed(callee.address(), "orders"));
+        for (carried, account) in [(Carried::Http1, "web"), (Carried::Http2, "web")] {
+            let identity = mesh.identity_for(account, Duration::from_secs(3));
+            let pool = Pool::new(Target::endpoint(&endpoint, &cluster("orders")).unwrap(), &identity);
+            finish(send(&pool, carried, &dial()).await.unwrap().0).await;
+            let (response, made) = send(&pool, carried, &dial()).await.unwrap();
+            assert!(!made);
+            finish(response).await;
+            until("the certificate is about to expire", || {
+                pool.sweep(Duration::from_secs(60));
+                pool.len() == 0
+            })
+            .await;
+            assert!(identity.current().is_some(), "before it has");
+            until("it has expired", || identity.current().is_none()).await;
+            let error = send(&pool, carried, &dial()).await.err().unwrap();
+            assert_eq!(error.kind, ErrorKind::NoCertificate);
+        }
+    });
+}
+
+#[test]
+fn what_is_retired_is_not_used_again() {
+    run(async {
+        let app = app::echo().await;
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(app), &identity);
+        let (first, _) = send(&pool, Carried::Http1, &dial()).await.unwrap();
+        let (second, _) = send(&pool, Carried::Http2, &dial()).await.unwrap();
+        pool.retire();
+        // What has begun ends well.
+        assert!(!finish(first).await.is_empty());
+        assert!(!finish(second).await.is_empty());
+        assert_eq!(pool.len(), 0);
+    });
+}
+
+#[test]
+fn connections_are_limited_and_waited_for() {
+    run(async {
+        let app = app::echo().await;
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(app), &identity);
+        let limit = Limit::new(Limits { max_connections: 1, max_requests: 100, max_pending: 1 });
+        let dial = Dial { slots: Some(Slots::new(limit.clone())), ..dial() };
+        let (first, _) = send(&pool, Carried::Http1, &dial).await.unwrap();
+        let waiting = spawn_local({
+            let (pool, dial) = (pool.clone(), dial.clone());
+            async move { send(&pool, Carried::Http1, &dial).await.map(|(response, made)| (response.status(), made)) }
+        });
+        until("one waits", || limit.in_use()[2] == 1).await;
+        let error = send(&pool, Carried::Http1, &dial).await.err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Overloaded);
+        finish(first).await;
+        let (status, made) = waiting.await.unwrap().unwrap();
+        assert_eq!((status.as_u16(), made), (200, false), "it got the connection that became free");
+        // One that ends makes room for a new one.
+        let (second, _) = send(&pool, Carried::Http1, &dial).await.unwrap();
+        drop(second);
+        assert_eq!(send(&pool, Carried::Http1, &dial).await.unwrap().0.status(), 200);
+    });
+}
+
+#[test]
+fn names_of_ports_are_read_as_they_are_written() {
+    let written = server_name(&cluster("orders")).unwrap();
+    assert_eq!(written.to_str(), "p80.orders.shop.heddle");
+    assert_eq!(parse_server_name(&written.to_str()), Some(cluster("orders")));
+    for bad in [
+        "",
+        "heddle",
+        "orders.shop.heddle",
+        "p.orders.shop.heddle",
+        "p80.orders.shop",
+        "p80.orders.shop.heddle.x",
+        "p80.orders.shop.example",
+        "p+80.orders.shop.heddle",
+        "p65536.orders.shop.heddle",
+        "80.orders.shop.heddle",
+    ] {
+        assert_eq!(parse_server_name(bad), None, "{bad}");
+    }
+}

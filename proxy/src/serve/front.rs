@@ -145,3 +145,85 @@ pub(crate) fn is_grpc(parts: &Parts) -> bool {
     };
     parts.version == Version::HTTP_2 && parts.headers.get(CONTENT_TYPE).is_some_and(is_type)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(method: &str, uri: &str, version: Version, headers: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = Request::builder().method(method).uri(uri).version(version);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn refused(mut parts: Parts) -> ErrorKind {
+        receive(&mut parts, &Limits::default()).unwrap_err().kind
+    }
+
+    #[test]
+    fn what_is_forwarded_is_in_one_form() {
+        let mut absolute = parts("GET", "http://orders.shop/%61?q", Version::HTTP_11, &[("host", "other")]);
+        let front = receive(&mut absolute, &Limits::default()).unwrap();
+        assert_eq!((absolute.uri.to_string(), front.authority.to_str().unwrap()), ("/a?q".into(), "orders.shop"));
+        assert_eq!(absolute.headers[HOST], "orders.shop");
+
+        let mut bare = parts("GET", "http://orders.shop", Version::HTTP_11, &[]);
+        receive(&mut bare, &Limits::default()).unwrap();
+        assert_eq!(bare.uri, "/");
+
+        let mut old = parts("GET", "/a", Version::HTTP_10, &[("host", "a")]);
+        receive(&mut old, &Limits::default()).unwrap();
+        assert_eq!(old.version, Version::HTTP_11);
+
+        let mut two = parts("GET", "http://orders.shop/%7e", Version::HTTP_2, &[("host", "ORDERS.shop")]);
+        let front = receive(&mut two, &Limits::default()).unwrap();
+        assert_eq!(
+            (two.uri.to_string(), front.authority.to_str().unwrap()),
+            ("http://orders.shop/~".into(), "ORDERS.shop")
+        );
+        assert!(!two.headers.contains_key(HOST));
+
+        let mut options = parts("OPTIONS", "*", Version::HTTP_11, &[("host", "a")]);
+        receive(&mut options, &Limits::default()).unwrap();
+        assert_eq!(options.uri.path(), "*");
+    }
+
+    #[test]
+    fn ambiguous_ones_are_refused() {
+        let v11 = Version::HTTP_11;
+        for bad in [
+            parts("GET", "/", v11, &[]),
+            parts("GET", "/", v11, &[("host", "a"), ("host", "a")]),
+            parts("GET", "/", v11, &[("host", "")]),
+            parts("GET", "/", v11, &[("host", "user@a")]),
+            parts("GET", "/", v11, &[("host", "a b")]),
+            parts("GET", "http://user@a/", v11, &[("host", "a")]),
+            parts("GET", "*", v11, &[("host", "a")]),
+            parts("GET", "/a//b", v11, &[("host", "a")]),
+            parts("GET", "http://a/", Version::HTTP_2, &[("host", "b")]),
+        ] {
+            let what = format!("{bad:?}");
+            assert_eq!(refused(bad), ErrorKind::BadRequest, "{what}");
+        }
+        assert_eq!(refused(parts("CONNECT", "a:80", v11, &[("host", "a:80")])), ErrorKind::UpgradeRefused);
+        assert_eq!(refused(parts("GET", "/", v11, &[("x", "y"); 101])), ErrorKind::HeadersTooLarge);
+    }
+
+    #[test]
+    fn grpc_is_told_from_its_look_alikes() {
+        for (version, content_type, expected) in [
+            (Version::HTTP_2, "application/grpc", true),
+            (Version::HTTP_2, "application/grpc+proto", true),
+            (Version::HTTP_2, "application/grpc;x=y", true),
+            (Version::HTTP_2, "application/grpc-web", false),
+            (Version::HTTP_2, "application/json", false),
+            (Version::HTTP_11, "application/grpc", false),
+        ] {
+            assert_eq!(is_grpc(&parts("POST", "/", version, &[("content-type", content_type)])), expected);
+        }
+    }
+}

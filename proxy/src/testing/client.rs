@@ -21,16 +21,13 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
-    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Answer {
     pub(crate) async fn read(response: Response<Incoming>) -> Self {
         let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap();
-        let trailers = body.trailers().cloned();
-        let body = String::from_utf8(body.to_bytes().into()).unwrap();
-        Self { status: parts.status, headers: parts.headers, body, trailers }
+        let body = String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap();
+        Self { status: parts.status, headers: parts.headers, body }
     }
 
     /// Why a proxy answered itself.

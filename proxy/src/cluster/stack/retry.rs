@@ -10,7 +10,7 @@ use futures_util::future::LocalBoxFuture;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::time::{Instant, sleep};
-use tower::Service;
+use tower::{Service, ServiceExt};
 
 use super::Call;
 use crate::{
@@ -63,14 +63,14 @@ where
     let Call { request, context } = call;
     let policy = context.rules.retry.clone();
     if policy.max_retries == 0 {
-        return inner.call(Call { request, context }).await;
+        return inner.ready().await?.call(Call { request, context }).await;
     }
     let (parts, body) = request.into_parts();
     let replay = Replay::new(body, policy.replay_bytes);
     let mut retries = 0;
     loop {
         let request = Request::from_parts(parts.clone(), replay.reading());
-        let result = inner.call(Call { request, context: context.clone() }).await;
+        let result = inner.ready().await?.call(Call { request, context: context.clone() }).await;
         let asked = Asked {
             policy: &policy,
             method: &parts.method,
