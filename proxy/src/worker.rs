@@ -4,6 +4,9 @@
 //! balancers, breakers and counters are its own. A connection is given to the worker with the fewest,
 //! before its first byte is read, and stays there.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
