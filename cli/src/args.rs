@@ -320,7 +320,7 @@ pub(crate) struct StatusArgs {
     /// Only this proxy: NAME, NS/NAME or a part of it.
     #[arg(value_name = "PROXY")]
     pub(crate) proxy: Option<String>,
-    /// End with 1 when a proxy is away, lags behind, has rejected something or has an expired certificate.
+    /// End with 1 when a proxy is away, takes no traffic, lags behind, has rejected something or has an expired certificate.
     #[arg(long)]
     pub(crate) check: bool,
     /// Form of the answer.

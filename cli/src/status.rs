@@ -68,6 +68,9 @@ fn troubles(proxy: &Value, now: Timestamp) -> Vec<String> {
         let since = time::age(proxy.get("since").and_then(Value::as_str), now);
         found.push(format!("{name} is away since {since}: it goes on with what it had"));
     }
+    if connected(proxy) && proxy.get("ready").and_then(Value::as_bool) == Some(false) {
+        found.push(format!("{name} takes no traffic: the command beside it accepts no connections"));
+    }
     let expiry = proxy.get("certificateExpiry").and_then(Value::as_str);
     if expiry.and_then(|text| text.parse::<Timestamp>().ok()).is_some_and(|expiry| expiry <= now) {
         found.push(format!("{name}: its certificate {}", time::until(expiry, now)));
@@ -127,7 +130,7 @@ mod tests {
         let proxies = [
             json!({"name": "shop/orders-1", "services": ["orders"], "connected": true, "since": "2026-08-01T11:00:00Z",
                 "version": "0.1.0", "resources": {"applied": 5, "pending": 0, "rejected": []}, "certificateExpiry": "2026-08-02T03:00:00Z"}),
-            json!({"name": "shop/web-1", "services": [], "connected": true, "since": "2026-08-01T11:59:55Z", "version": "0.1.0",
+            json!({"name": "shop/web-1", "services": [], "connected": true, "ready": false, "since": "2026-08-01T11:59:55Z", "version": "0.1.0",
                 "resources": {"applied": 4, "pending": 1, "rejected": [{"resource": "Service shop/orders", "reason": "bad regex"}]},
                 "certificateExpiry": "2026-08-01T11:00:00Z"}),
             json!({"name": "shop/old", "connected": false, "since": "2026-08-01T11:00:00Z"}),
@@ -140,6 +143,7 @@ mod tests {
              shop/web-1      -          connected 5s    0.1.0     expired 60m ago   4         1         1\n\
              shop/old        -          away 60m        -         -                 0         0         0\n\
              \n3 proxies, 2 connected\n\
+             ! shop/web-1 takes no traffic: the command beside it accepts no connections\n\
              ! shop/web-1: its certificate expired 60m ago\n\
              ! shop/web-1 has not answered yet about 1 resource\n\
              ! shop/web-1 rejected Service shop/orders: bad regex\n\

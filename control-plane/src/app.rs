@@ -165,7 +165,11 @@ impl App {
             registry: Arc::clone(&registry),
             api_tokens,
             join_tokens,
-            status: Arc::new(Findings { hub: hub.clone(), registry: Arc::clone(&registry) }),
+            status: Arc::new(Findings {
+                hub: hub.clone(),
+                registry: Arc::clone(&registry),
+                registrations: registrations.clone(),
+            }),
             join: Arc::new(Join { address: join_address(&config, &addresses), signer }),
             trust_domain: config.trust_domain.clone(),
             drain: watch.clone(),

@@ -86,6 +86,8 @@ pub struct Findings {
     pub hub: Hub,
     /// Registered workloads.
     pub registry: Arc<Registry>,
+    /// Whether they take traffic.
+    pub registrations: Registrations,
 }
 
 impl StatusSource for Findings {
@@ -104,6 +106,7 @@ impl StatusSource for Findings {
                     services: registration.services.keys().cloned().collect(),
                     address: Some(registration.address.to_string()),
                     connected: false,
+                    ready: Some(self.registrations.is_ready(&registration.name)),
                     since: String::new(),
                     version: registration.version.clone(),
                     resources: ProxyResources::default(),
@@ -113,14 +116,15 @@ impl StatusSource for Findings {
             })
             .collect();
         for report in self.hub.proxies() {
-            let address = proxies.get(&report.proxy.node).and_then(|known| known.address.clone());
-            proxies.insert(report.proxy.node.clone(), connected(report, address));
+            let registered = proxies.remove(&report.proxy.node);
+            proxies.insert(report.proxy.node.clone(), connected(report, registered));
         }
         proxies.into_values().collect()
     }
 }
 
-fn connected(report: ProxyReport, address: Option<String>) -> ProxyStatus {
+fn connected(report: ProxyReport, registered: Option<ProxyStatus>) -> ProxyStatus {
+    let (address, ready) = registered.map_or((None, None), |registered| (registered.address, registered.ready));
     let rejected = |(resource, reason)| RejectedResource { resource, reason };
     ProxyStatus {
         name: report.proxy.node,
@@ -128,6 +132,7 @@ fn connected(report: ProxyReport, address: Option<String>) -> ProxyStatus {
         services: report.services,
         address,
         connected: true,
+        ready,
         since: rfc3339(report.proxy.since),
         version: report.proxy.version,
         resources: ProxyResources {

@@ -79,6 +79,11 @@ impl Registrations {
         registered(registration, leases.is_ready(&registration.name)).map(Arc::new)
     }
 
+    /// Whether a registered workload takes traffic.
+    pub fn is_ready(&self, name: &Name) -> bool {
+        self.leases().is_ready(name)
+    }
+
     /// A registration is gone from the store.
     pub fn forget(&self, name: &Name) {
         let mut leases = self.leases();

@@ -30,6 +30,9 @@ pub struct ProxyStatus {
     pub connected: bool,
     /// Since when that is so, RFC 3339.
     pub since: String,
+    /// Whether it takes traffic: not before its app accepts connections. Absent before it registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
     /// Version of the proxy.
     pub version: String,
     /// What it holds.

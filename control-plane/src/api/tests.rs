@@ -87,6 +87,7 @@ impl StatusSource for Statuses {
             since: "2026-01-01T00:00:00Z".to_owned(),
             version: "0.1.0".to_owned(),
             resources: ProxyResources::default(),
+            ready: Some(true),
             certificate_expiry: None,
         }]
     }
