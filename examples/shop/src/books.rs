@@ -46,6 +46,11 @@ impl Books {
         self.orders.iter().filter(|order| order.state == state).count()
     }
 
+    /// How many orders have not come to their end.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.orders.iter().filter(|order| !order.state.is_final()).count()
+    }
+
     /// What was taken and kept, in cents.
     pub(crate) fn takings(&self) -> u64 {
         let charged = self.charges.values().filter(|charge| charge.state == ChargeState::Charged);

@@ -5,6 +5,7 @@
 
 mod books;
 mod database;
+mod demo;
 mod inventory;
 mod orders;
 mod payments;
@@ -14,6 +15,8 @@ mod sick;
 mod storefront;
 #[cfg(test)]
 mod testing;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -34,19 +37,32 @@ enum Command {
     Payments(payments::Args),
     /// Keep the stock.
     Inventory(inventory::Args),
+    /// Run all of it in a mesh on this machine, and prove what happened.
+    Demo(demo::Args),
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let cli = Cli::parse();
     // The one TLS implementation of the workspace; a service that calls plain URLs only never uses it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     service::init_logging();
+    match run(cli.command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shop: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
     let stop = service::shutdown_token()?;
-    match cli.command {
+    match command {
         Command::Storefront(args) => storefront::run(args, stop).await,
         Command::Orders(args) => orders::run(args, stop).await,
         Command::Payments(args) => payments::run(args, stop).await,
         Command::Inventory(args) => inventory::run(args, stop).await,
+        Command::Demo(args) => Box::pin(demo::run(args, stop)).await,
     }
 }

@@ -1,6 +1,6 @@
 //! What the four services have in common: where they listen, how they log, answer errors and stop.
 
-use std::{fmt::Display, net::SocketAddr, time::Duration};
+use std::{fmt::Display, io::IsTerminal as _, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -30,7 +30,11 @@ pub(crate) struct ServeArgs {
 pub(crate) fn init_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // A second call (in tests) is no error worth dying for.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
 }
 
 /// A token that is cancelled at SIGTERM or Ctrl-C.

@@ -28,6 +28,21 @@ async fn charging_again_takes_the_money_once_even_through_another_instance() {
 }
 
 #[tokio::test]
+async fn instances_that_share_the_database_do_not_disturb_one_another() {
+    let (directory, first) = store().await;
+    let second = Store::new(Database::open(&directory.path().join("payments.db"), SCHEMA).await.unwrap());
+    let charging = (0..100).map(|number| {
+        let (store, version) = if number % 2 == 0 { (&first, "v1") } else { (&second, "v2") };
+        store.charge((number / 2).to_string(), request("4242424242424242", 500), version.to_owned())
+    });
+    let charges = futures_util::future::join_all(charging).await;
+    for pair in charges.chunks(2) {
+        assert_eq!(pair[0].as_ref().unwrap(), pair[1].as_ref().unwrap());
+    }
+    assert_eq!(first.charges().await.unwrap().len(), 50);
+}
+
+#[tokio::test]
 async fn declines_by_card_and_by_amount() {
     let (_directory, store) = store().await;
     assert_eq!(charge(&store, "card", "4000000000000002", 1).await.state, ChargeState::Declined);
