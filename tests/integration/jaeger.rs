@@ -18,6 +18,7 @@ const JAEGER: &str = "jaeger-1.76.0";
 const SERVICES: [&str; 4] = ["storefront", "orders", "payments", "inventory"];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "runs the whole demo beside a Jaeger: by name, `cargo test -p heddle-tests --test integration -- --ignored jaeger`"]
 async fn the_trace_of_an_order_of_the_shop_is_whole() {
     let Some(jaeger) = peer::kept(JAEGER) else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
