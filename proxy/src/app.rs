@@ -212,6 +212,7 @@ fn start_workers(
         discovery: shared.discovery.clone(),
         identity: shared.identity.clone(),
         sampler: shared.telemetry.sampler().clone(),
+        signals: shared.telemetry.signals(),
         life: life.clone(),
         limits: shared.config.limits,
         instance: format!("{}.{}", shared.workload, shared.namespace).into(),

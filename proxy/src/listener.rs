@@ -12,9 +12,10 @@ use tokio::{
 use crate::{
     config::DialName,
     exchange::{ConnectionRecord, Sink},
-    lifecycle::{Lifecycle, Stage},
+    lifecycle::Stage,
     outcome::{ConnectionOutcome, Direction, Error, ErrorKind},
     stream::Stream,
+    telemetry,
     worker::{Common, Handle, Load, Worker},
 };
 
@@ -31,6 +32,18 @@ pub enum Role {
     Captured,
 }
 
+impl Role {
+    /// For metrics.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::HttpProxy => "http-proxy",
+            Self::Upstream(_) => "upstream",
+            Self::Captured => "captured",
+        }
+    }
+}
+
 /// A connection that was accepted.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -45,6 +58,8 @@ pub(crate) struct Arrival {
     pub(crate) load: Option<Load>,
     /// Counts it on its listener.
     _open: Arc<()>,
+    /// Counts it in the metrics.
+    _counted: telemetry::Open,
     /// Counts it in the proxy's life.
     _guard: drain::Guard,
 }
@@ -72,7 +87,7 @@ impl Listener {
         let accepting = async {
             loop {
                 let (socket, peer) = accept(&self.socket).await;
-                let Some(arrival) = self.arrival(&socket, peer, &life) else { continue };
+                let Some(arrival) = self.arrival(&socket, peer, &worker.common) else { continue };
                 if Arc::strong_count(&self.open) > self.max + 1 {
                     self.refuse(&worker, socket, &arrival);
                 } else {
@@ -87,7 +102,7 @@ impl Listener {
         }
     }
 
-    fn arrival(&self, socket: &TcpStream, peer: SocketAddr, life: &Lifecycle) -> Option<Arrival> {
+    fn arrival(&self, socket: &TcpStream, peer: SocketAddr, common: &Common) -> Option<Arrival> {
         let local = match &self.role {
             Role::Captured => original_destination(socket)?,
             Role::Inbound | Role::HttpProxy | Role::Upstream(_) => self.local,
@@ -100,7 +115,8 @@ impl Listener {
             since: Instant::now(),
             load: None,
             _open: self.open.clone(),
-            _guard: life.connections().guard(),
+            _counted: common.signals.accepted(self.role.name()),
+            _guard: common.life.connections().guard(),
         })
     }
 

@@ -1,13 +1,13 @@
 //! Log line, metrics and span of each outcome.
 //!
-//! Metrics are counted at once, in cells of the worker's own. Log lines and spans are put into bounded
-//! queues that another thread empties: when one is full, what does not fit is dropped and counted, and
-//! no request waits.
+//! Metrics are counted at once, in cells of the worker's own. An outcome of which a line or a span is to be
+//! made goes into a bounded queue; another thread makes and writes them. When a queue is full, what does not
+//! fit is dropped and counted, and no request waits.
 
-pub mod access_log;
-pub mod metrics;
+mod access_log;
+mod metrics;
 mod queue;
-pub mod trace;
+mod trace;
 
 use std::{
     rc::Rc,
@@ -15,19 +15,25 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use prometheus::Registry;
 
+pub use self::metrics::{Open, Signals};
 use self::{
     metrics::{Cells, Metrics},
-    queue::Queue,
+    queue::{Hub, Queue, Shard},
     trace::Spans,
 };
 use crate::{outcome::Outcome, trace_context::Sampler};
 
+/// Outcomes of one worker that may wait for their lines and spans to be made.
+const OUTCOMES: usize = 4096;
 /// Log lines that may wait to be written.
 const LOG_LINES: usize = 8192;
+/// Longest wait for what is queued to be written at shutdown.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// What the process observes. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,8 +48,17 @@ struct Shared {
     /// The proxy's own settings name the share of sampled traces.
     fixed_ratio: bool,
     access_log: AtomicBool,
+    outcomes: Arc<Hub<Noted>>,
     lines: Queue<String>,
     spans: Option<Spans>,
+}
+
+/// An outcome and what is to be made of it.
+#[derive(Debug)]
+struct Noted {
+    outcome: Outcome,
+    line: bool,
+    spans: bool,
 }
 
 /// Who this proxy is, for resource attributes and log lines.
@@ -83,6 +98,7 @@ pub enum Protocol {
 pub struct Recorder {
     telemetry: Telemetry,
     cells: Rc<Cells>,
+    outcomes: Rc<Shard<Noted>>,
 }
 
 impl Telemetry {
@@ -93,13 +109,22 @@ impl Telemetry {
     /// Settings of the export of spans that cannot be used.
     pub fn new(resource: Resource, tracing: &TracingConfig) -> Result<Self, anyhow::Error> {
         let metrics = Metrics::new();
-        let spans = Spans::start(&resource, tracing, metrics.spans_dropped.clone())?;
-        let sampling = trace::Sampling::of(tracing);
-        let sampler = Sampler::new(sampling.ratio.unwrap_or_default(), spans.is_some(), sampling.heeds_caller);
-        let lines = access_log::start(LOG_LINES, metrics.lines_dropped.clone());
-        let fixed_ratio = sampling.ratio.is_some();
-        let access_log = AtomicBool::new(false);
-        Ok(Self { shared: Arc::new(Shared { metrics, sampler, fixed_ratio, access_log, lines, spans }) })
+        let spans = Spans::start(&resource, tracing, metrics.spans.clone())?;
+        let sampling = trace::sampling(tracing);
+        let shared = Arc::new(Shared {
+            sampler: Sampler::new(sampling.ratio.unwrap_or_default(), spans.is_some(), sampling.heeds_caller),
+            fixed_ratio: sampling.ratio.is_some(),
+            access_log: AtomicBool::new(false),
+            outcomes: Hub::new(OUTCOMES),
+            lines: access_log::start(LOG_LINES, metrics.lines_dropped.clone()),
+            spans,
+            metrics,
+        });
+        tokio::spawn({
+            let shared = shared.clone();
+            async move { shared.outcomes.read(|noted| shared.write(&noted)).await }
+        });
+        Ok(Self { shared })
     }
 
     /// Switches the access log.
@@ -119,6 +144,11 @@ impl Telemetry {
         &self.shared.sampler
     }
 
+    /// What is counted where no outcome tells.
+    pub fn signals(&self) -> Signals {
+        self.shared.metrics.signals.clone()
+    }
+
     /// Where others may register collectors.
     pub fn registry(&self) -> &Registry {
         self.shared.metrics.registry()
@@ -126,7 +156,11 @@ impl Telemetry {
 
     /// One for each worker.
     pub fn recorder(&self) -> Recorder {
-        Recorder { telemetry: self.clone(), cells: Rc::new(self.shared.metrics.cells()) }
+        Recorder {
+            telemetry: self.clone(),
+            cells: Rc::new(self.shared.metrics.cells()),
+            outcomes: Rc::new(self.shared.outcomes.shard()),
+        }
     }
 
     /// Answer to `GET /metrics`: content type and text, as `accept` asks.
@@ -134,11 +168,41 @@ impl Telemetry {
         self.shared.metrics.render(accept)
     }
 
-    /// Writes out what is queued; at shutdown, after the workers are gone.
+    /// Writes out what is queued; at shutdown, after the workers are gone. What a collector or a reader of the
+    /// log does not take in time is lost.
     pub async fn flush(&self) {
-        self.shared.lines.flush().await;
-        if let Some(spans) = &self.shared.spans {
-            spans.flush().await;
+        let shared = &self.shared;
+        let flushing = async {
+            shared.outcomes.flush().await;
+            let spans = async {
+                if let Some(spans) = &shared.spans {
+                    spans.flush().await;
+                }
+            };
+            tokio::join!(shared.lines.flush(), spans);
+        };
+        if tokio::time::timeout(FLUSH, flushing).await.is_err() {
+            tracing::warn!("log lines or spans that were still queued are lost");
+        }
+    }
+}
+
+impl Shared {
+    fn write(&self, Noted { outcome, line, spans }: &Noted) {
+        if *line {
+            self.lines.push(|| access_log::line(outcome));
+        }
+        if let (true, Some(exported), Outcome::Request(request)) = (spans, &self.spans, outcome) {
+            exported.record(request);
+        }
+    }
+
+    fn dropped(&self, Noted { outcome, line, spans }: &Noted) {
+        if *line {
+            self.metrics.lines_dropped.inc();
+        }
+        if let (true, Outcome::Request(request)) = (spans, outcome) {
+            self.metrics.spans.dropped.inc_by(trace::count(request));
         }
     }
 }
@@ -147,14 +211,13 @@ impl Recorder {
     /// Metrics at once; log line and span are queued, and dropped and counted if the queue is full.
     pub fn record(&self, outcome: Outcome) {
         let shared = &self.telemetry.shared;
-        self.cells.count(&outcome);
-        if shared.access_log.load(Ordering::Relaxed) {
-            shared.lines.push(|| access_log::line(&outcome));
-        }
-        if let (Some(spans), Outcome::Request(request)) = (&shared.spans, &outcome)
-            && request.trace.is_sampled()
+        self.cells.count(&outcome, &shared.metrics.signals);
+        let line = shared.access_log.load(Ordering::Relaxed);
+        let spans = matches!(&outcome, Outcome::Request(request) if request.trace.is_sampled());
+        if (line || spans)
+            && let Err(noted) = self.outcomes.push(Noted { outcome, line, spans })
         {
-            spans.record(request);
+            shared.dropped(&noted);
         }
     }
 
@@ -162,6 +225,31 @@ impl Recorder {
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
+}
+
+/// As gRPC calls them.
+fn grpc_status(status: u32) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    // What is no status is unknown (gRPC over HTTP/2).
+    usize::try_from(status).ok().and_then(|status| NAMES.get(status)).unwrap_or(&"UNKNOWN")
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ use crate::{
         Balancing, ClusterName, Destination, Endpoint, Endpoints, InboundPolicy, InboundPort, Mesh, OutlierDetection,
         Protocol, RetryPolicy, Service, ServiceName, ServicePort, Snapshot, TrafficPolicy,
     },
+    telemetry::Signals,
     trace_context::Sampler,
     worker::{Common, Handle, Worker},
 };
@@ -274,6 +275,7 @@ impl TestMesh {
             discovery: Discovery::fixed(snapshot, "shop"),
             identity: self.identity(account),
             sampler: Sampler::new(1.0, true, true),
+            signals: Signals::default(),
             // Another for each start.
             life: lifecycle::channel().1,
             limits,

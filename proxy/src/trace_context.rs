@@ -4,7 +4,9 @@
 //! A trace whose spans this proxy does not export (not sampled, or nowhere to send them) is passed on as
 //! it is: with a span id of our own in between, the next span would have a parent that nobody
 //! has. So these cost no allocation. What is not sampled and came with W3C headers is not touched at
-//! all. A proxy that exports no spans starts no traces either: the next one that does will.
+//! all. A proxy that exports no spans starts no traces either: the next one that does will. It would have to
+//! say of each whether it is sampled, and an app that traces itself, as most SDKs are set, would obey: a
+//! sidecar without a collector would switch the app's own tracing off.
 //!
 //! `baggage` and `tracestate` go on as they came; a `tracestate` without a valid `traceparent` does
 //! not.
@@ -97,8 +99,7 @@ impl TraceContext {
         let said = remote.and_then(|remote| remote.sampled);
         let sampled = match said {
             Some(said) if sampler.shared.heeds_caller => said,
-            // Of a trace that begins here and that nobody exports there is nothing to see.
-            _ => sampler.shared.exports && sampler.decide(trace_id),
+            _ => sampler.decide(trace_id),
         };
         Self {
             trace_id,
@@ -130,6 +131,9 @@ impl TraceContext {
             // What came, if it came, is no valid one.
             headers.remove(format::TRACEPARENT);
         }
+        if !self.is_known() {
+            return;
+        }
         if self.is_sampled() || self.is_root || !self.came_as.w3c {
             format::write(self, headers);
         }
@@ -138,6 +142,11 @@ impl TraceContext {
     /// Whether its spans are to be exported.
     pub fn is_sampled(&self) -> bool {
         self.sampled && self.exports
+    }
+
+    /// Whether others know this trace too: it came from somebody, or is passed on.
+    pub fn is_known(&self) -> bool {
+        self.exports || !self.is_root
     }
 
     /// The trace.

@@ -42,7 +42,7 @@ use crate::{
     lifecycle::Lifecycle,
     listener::{Arrival, Listener, Role},
     outbound,
-    telemetry::Telemetry,
+    telemetry::{Signals, Telemetry},
     trace_context::Sampler,
 };
 
@@ -60,6 +60,8 @@ pub struct Common {
     pub identity: Identity,
     /// Which traces are exported.
     pub sampler: Sampler,
+    /// What is counted where no outcome tells.
+    pub signals: Signals,
     /// When to end.
     pub life: Lifecycle,
     /// What a peer or the app may use up.

@@ -77,12 +77,15 @@ pub(super) async fn terminate(
     let credentials =
         credentials.ok_or_else(|| Error::new(ErrorKind::NoCertificate, "this proxy has no valid certificate"))?;
     connect::keep_alive(&socket);
+    let began = Instant::now();
     let accepting = TlsAcceptor::from(credentials.server.clone()).accept(ReadAhead::new(socket));
     let tls = match timeout(limits.handshake_timeout, accepting).await {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => return Err(failed(&crate::control_plane::causes(&error))),
-        Err(_) => return Err(too_slow(limits)),
+        Ok(Ok(tls)) => Ok(tls),
+        Ok(Err(error)) => Err(failed(&crate::control_plane::causes(&error))),
+        Err(_) => Err(too_slow(limits)),
     };
+    worker.common.signals.accepted_handshake(tls.as_ref().err().map(|error| error.kind), began.elapsed());
+    let tls = tls?;
     let session = tls.get_ref().1;
     let certificates = session.peer_certificates().unwrap_or_default();
     let peer = verify::peer(certificates).map_err(|error| failed(&error.to_string()))?;

@@ -73,7 +73,7 @@ fn of_request(request: &RequestOutcome) -> Map<String, Value> {
     set("route", json!(request.rule.as_ref().map(|rule| format!("{}#{}", rule.route, rule.rule))));
     set("request_id", text(request.request_id.as_ref()));
     set("user_agent", text(request.user_agent.as_ref()));
-    set("trace_id", json!(request.trace.trace_id().to_string()));
+    set("trace_id", json!(request.trace.is_known().then(|| request.trace.trace_id().to_string())));
     set("authorization", authorization(request.authorization.as_ref()));
     set("error", error(request.error.as_ref()));
     if request.direction == Direction::Outbound {

@@ -5,37 +5,52 @@
 
 mod openmetrics;
 mod sharded;
+mod signals;
 
-use std::sync::Arc;
+use std::{
+    cell::RefCell,
+    fmt::{Display, Write as _},
+    sync::Arc,
+};
 
 use http::{Method, StatusCode};
-use prometheus::{Encoder, IntCounter, Registry, TextEncoder, core::Collector};
+use prometheus::{Encoder, IntCounter, IntGauge, Opts, Registry, TextEncoder, core::Collector};
 
 use self::sharded::{Cell, Collected, Counter, Durations, Family, Local};
+pub use self::signals::{Open, Signals};
+use super::trace::Counts;
 use crate::{
-    outcome::{ConnectionOutcome, Direction, Outcome, RequestOutcome},
-    snapshot::{ClusterName, Protocol, ServiceName},
+    cluster::retry::Refusal,
+    outcome::{Attempt, Authorization, ConnectionOutcome, Direction, ErrorKind, Outcome, RequestOutcome},
+    snapshot::Protocol,
 };
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// All families, and where they are registered.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(super) struct Metrics {
     registry: Registry,
     families: Arc<Families>,
-    /// Spans that the queue had no room for, or that no collector took.
-    pub(super) spans_dropped: IntCounter,
+    /// What no outcome tells.
+    pub(super) signals: Signals,
+    pub(super) spans: Counts,
     /// Lines of the access log that the queue had no room for.
     pub(super) lines_dropped: IntCounter,
 }
 
 #[derive(Debug)]
 struct Families {
-    server: Arc<Family<4, Durations>>,
-    client: Arc<Family<4, Durations>>,
+    server: Arc<Family<5, Durations>>,
+    client: Arc<Family<5, Durations>>,
+    rpc_server: Arc<Family<3, Durations>>,
+    rpc_client: Arc<Family<3, Durations>>,
     errors: Arc<Family<3, Counter>>,
     denials: Arc<Family<3, Counter>>,
     attempts: Arc<Family<2, Counter>>,
-    retries: Arc<Family<1, Counter>>,
+    retries: Arc<Family<2, Counter>>,
+    retries_refused: Arc<Family<2, Counter>>,
+    connects: Arc<Family<1, Durations>>,
     ejections: Arc<Family<1, Counter>>,
     request_bytes: Arc<Family<2, Counter>>,
     response_bytes: Arc<Family<2, Counter>>,
@@ -47,18 +62,31 @@ struct Families {
 /// One worker's cells.
 #[derive(Debug)]
 pub(super) struct Cells {
-    server: Local<4, Durations>,
-    client: Local<4, Durations>,
+    names: RefCell<Names>,
+    server: Local<5, Durations>,
+    client: Local<5, Durations>,
+    rpc_server: Local<3, Durations>,
+    rpc_client: Local<3, Durations>,
     errors: Local<3, Counter>,
     denials: Local<3, Counter>,
     attempts: Local<2, Counter>,
-    retries: Local<1, Counter>,
+    retries: Local<2, Counter>,
+    retries_refused: Local<2, Counter>,
+    connects: Local<1, Durations>,
     ejections: Local<1, Counter>,
     request_bytes: Local<2, Counter>,
     response_bytes: Local<2, Counter>,
     connections: Local<4, Counter>,
     received_bytes: Local<2, Counter>,
     sent_bytes: Local<2, Counter>,
+}
+
+/// Names as labels have them; the memory is used again for each request.
+#[derive(Debug, Default)]
+struct Names {
+    service: String,
+    cluster: String,
+    route: String,
 }
 
 impl Metrics {
@@ -70,13 +98,25 @@ impl Metrics {
                 &registry,
                 "http_server_request_duration_seconds",
                 "Requests that came in, until the response was complete",
-                ["service", "peer", "http_request_method", "http_response_status_code"],
+                ["service", "peer", "http_request_method", "http_response_status_code", "error_type"],
             ),
             client: family(
                 &registry,
                 "http_client_request_duration_seconds",
                 "Requests of the application, with all tries, until the response was complete",
-                ["cluster", "route", "http_request_method", "http_response_status_code"],
+                ["cluster", "route", "http_request_method", "http_response_status_code", "error_type"],
+            ),
+            rpc_server: family(
+                &registry,
+                "rpc_server_call_duration_seconds",
+                "gRPC calls that came in, until the response was complete",
+                ["service", "peer", "rpc_status_code"],
+            ),
+            rpc_client: family(
+                &registry,
+                "rpc_client_call_duration_seconds",
+                "gRPC calls of the application, with all tries, until the response was complete",
+                ["cluster", "route", "rpc_status_code"],
             ),
             errors: family(
                 &registry,
@@ -96,7 +136,24 @@ impl Metrics {
                 "Tries of requests; result is a status class or the reason of a failure",
                 ["cluster", "result"],
             ),
-            retries: family(&registry, "heddle_retries_total", "Tries after the first", ["cluster"]),
+            retries: family(
+                &registry,
+                "heddle_retries_total",
+                "Tries after the first; reason is how the one before failed",
+                ["cluster", "reason"],
+            ),
+            retries_refused: family(
+                &registry,
+                "heddle_retries_refused_total",
+                "Failed tries that were not made again, and why",
+                ["cluster", "reason"],
+            ),
+            connects: family(
+                &registry,
+                "heddle_connect_duration_seconds",
+                "Connections made for requests: TCP, and TLS to peer proxies",
+                ["cluster"],
+            ),
             ejections: family(&registry, "heddle_ejections_total", "Endpoints ejected for failing", ["cluster"]),
             request_bytes: family(
                 &registry,
@@ -129,9 +186,18 @@ impl Metrics {
                 ["direction", "service"],
             ),
         };
-        let spans_dropped = counter(&registry, "heddle_spans_dropped_total", "Spans that no collector got");
+        let spans = Counts {
+            exported: counter(&registry, "heddle_spans_exported_total", "Spans that the collector took"),
+            dropped: counter(&registry, "heddle_spans_dropped_total", "Spans that no collector got"),
+        };
         let lines_dropped = counter(&registry, "heddle_access_log_dropped_total", "Lines that were not written");
-        Self { registry, families: Arc::new(families), spans_dropped, lines_dropped }
+        let info = Opts::new("heddle_build_info", "Always 1; what is running").const_label("version", VERSION);
+        let info = IntGauge::with_opts(info).expect("names are valid");
+        info.set(1);
+        register(&registry, Box::new(info));
+        let signals = Signals::default();
+        signals.collectors().into_iter().for_each(|collector| register(&registry, collector));
+        Self { registry, families: Arc::new(families), signals, spans, lines_dropped }
     }
 
     pub(super) fn registry(&self) -> &Registry {
@@ -141,12 +207,17 @@ impl Metrics {
     pub(super) fn cells(&self) -> Cells {
         let families = &self.families;
         Cells {
+            names: RefCell::default(),
             server: families.server.local(),
             client: families.client.local(),
+            rpc_server: families.rpc_server.local(),
+            rpc_client: families.rpc_client.local(),
             errors: families.errors.local(),
             denials: families.denials.local(),
             attempts: families.attempts.local(),
             retries: families.retries.local(),
+            retries_refused: families.retries_refused.local(),
+            connects: families.connects.local(),
             ejections: families.ejections.local(),
             request_bytes: families.request_bytes.local(),
             response_bytes: families.response_bytes.local(),
@@ -193,70 +264,155 @@ fn register(registry: &Registry, collector: Box<dyn Collector>) {
 
 impl Cells {
     /// Counts an outcome.
-    pub(super) fn count(&self, outcome: &Outcome) {
+    pub(super) fn count(&self, outcome: &Outcome, signals: &Signals) {
         match outcome {
-            Outcome::Request(request) => self.request(request),
-            Outcome::Connection(connection) => self.connection(connection),
+            Outcome::Request(request) => self.request(request, signals),
+            Outcome::Connection(connection) => self.connection(connection, signals),
         }
     }
 
-    fn request(&self, request: &RequestOutcome) {
+    fn request(&self, request: &RequestOutcome, signals: &Signals) {
+        let mut names = self.names.borrow_mut();
+        let Names { service, cluster, route } = &mut *names;
+        let service = write(service, request.service.as_ref());
         let direction = direction(request.direction);
-        let service = service(request.service.as_ref());
+        let reason = request.error.as_ref().map(|error| error.kind.row().reason);
         let method = method(&request.method);
-        let status = status(request.status);
+        let status = status(request.status.as_ref());
+        let error_type = match (reason, request.status) {
+            (Some(reason), _) => reason,
+            (None, Some(code)) if code.is_client_error() || code.is_server_error() => status,
+            (None, _) => "",
+        };
+        let grpc_status = request.grpc.then(|| request.grpc_status.map_or("none", super::grpc_status));
         match request.direction {
             Direction::Inbound => {
                 let peer = request.peer.as_ref().map_or("unauthenticated", |id| id.as_str());
-                self.server.with([&service, peer, method, &status], |cell| cell.observe(request.duration));
-                if let Some(verdict) = request.authorization.as_ref().filter(|verdict| !verdict.allowed) {
-                    let policy = verdict.policy.as_deref().unwrap_or("none");
-                    self.denials
-                        .with([&service, policy, verdict.rule.as_deref().unwrap_or("none")], |cell| cell.add(1));
+                let labels = [service, peer, method, status, error_type];
+                self.server.with(labels, |cell| cell.observe(request.duration));
+                if let Some(grpc_status) = grpc_status {
+                    self.rpc_server.with([service, peer, grpc_status], |cell| cell.observe(request.duration));
                 }
             }
             Direction::Outbound => {
-                let cluster = cluster(request.cluster.as_ref());
-                let route = request.rule.as_ref().map_or(String::new(), |rule| format!("{}#{}", rule.route, rule.rule));
-                self.client.with([&cluster, &route, method, &status], |cell| cell.observe(request.duration));
-                for attempt in &request.attempts {
-                    let result = match (&attempt.error, attempt.status) {
-                        (Some(error), _) => error.kind.row().reason,
-                        (None, Some(status)) => class(status),
-                        (None, None) => "none",
-                    };
-                    self.attempts.with([&cluster, result], |cell| cell.add(1));
-                    if attempt.ejected {
-                        self.ejections.with([&cluster], |cell| cell.add(1));
-                    }
+                let cluster = write(cluster, request.cluster.as_ref());
+                route.clear();
+                if let Some(rule) = &request.rule {
+                    write!(route, "{}#{}", rule.route, rule.rule).expect("writing to a string");
                 }
-                let retries = request.attempts.len().saturating_sub(1);
-                if retries > 0 {
-                    self.retries.with([&cluster], |cell| cell.add(retries as u64));
+                let labels = [cluster, route, method, status, error_type];
+                self.client.with(labels, |cell| cell.observe(request.duration));
+                if let Some(grpc_status) = grpc_status {
+                    self.rpc_client.with([cluster, route, grpc_status], |cell| cell.observe(request.duration));
                 }
+                self.attempts(request, cluster, signals);
             }
         }
-        if let Some(error) = &request.error {
-            self.errors.with([direction, &service, error.kind.row().reason], |cell| cell.add(1));
+        if let Some(reason) = reason {
+            self.errors.with([direction, service, reason], |cell| cell.add(1));
         }
-        self.request_bytes.with([direction, &service], |cell| cell.add(request.request_bytes));
-        self.response_bytes.with([direction, &service], |cell| cell.add(request.response_bytes));
+        self.denial(service, request.authorization.as_ref());
+        self.request_bytes.with([direction, service], |cell| cell.add(request.request_bytes));
+        self.response_bytes.with([direction, service], |cell| cell.add(request.response_bytes));
     }
 
-    fn connection(&self, connection: &ConnectionOutcome) {
+    fn attempts(&self, request: &RequestOutcome, cluster: &str, signals: &Signals) {
+        let mut before: Option<&Attempt> = None;
+        for attempt in &request.attempts {
+            self.attempts.with([cluster, result(attempt)], |cell| cell.add(1));
+            if let Some(before) = before {
+                self.retries.with([cluster, retried(before)], |cell| cell.add(1));
+            }
+            if attempt.ejected {
+                self.ejections.with([cluster], |cell| cell.add(1));
+            }
+            if let Some(took) = attempt.connect {
+                self.connects.with([cluster], |cell| cell.observe(took));
+            }
+            if attempt.endpoint.as_ref().is_some_and(|endpoint| endpoint.meshed) {
+                let failure = attempt.error.as_ref().map(|error| error.kind).filter(|kind| is_of_handshake(*kind));
+                if failure.is_some() || attempt.connect.is_some() {
+                    signals.handshake(Direction::Outbound, failure);
+                }
+            }
+            before = Some(attempt);
+        }
+        if let Some(refusal) = request.retry_refused {
+            self.retries_refused.with([cluster, refused(refusal)], |cell| cell.add(1));
+        }
+    }
+
+    fn connection(&self, connection: &ConnectionOutcome, signals: &Signals) {
+        let mut names = self.names.borrow_mut();
+        let service = write(&mut names.service, connection.service.as_ref());
         let direction = direction(connection.direction);
-        let service = service(connection.service.as_ref());
         let result = connection.error.as_ref().map_or("ok", |error| error.kind.row().reason);
-        self.connections.with([direction, &service, protocol(connection.protocol), result], |cell| cell.add(1));
-        self.received_bytes.with([direction, &service], |cell| cell.add(connection.received_bytes));
-        self.sent_bytes.with([direction, &service], |cell| cell.add(connection.sent_bytes));
+        self.connections.with([direction, service, protocol(connection.protocol), result], |cell| cell.add(1));
+        self.received_bytes.with([direction, service], |cell| cell.add(connection.received_bytes));
+        self.sent_bytes.with([direction, service], |cell| cell.add(connection.sent_bytes));
         if connection.error.is_some() {
-            self.errors.with([direction, &service, result], |cell| cell.add(1));
+            self.errors.with([direction, service, result], |cell| cell.add(1));
         }
-        if let Some(verdict) = connection.authorization.as_ref().filter(|verdict| !verdict.allowed) {
+        self.denial(service, connection.authorization.as_ref());
+        // Those that came in are counted where they are made, as most of them carry requests.
+        if connection.direction == Direction::Outbound
+            && connection.endpoint.as_ref().is_some_and(|endpoint| endpoint.meshed)
+        {
+            let failure = connection.error.as_ref().map(|error| error.kind).filter(|kind| is_of_handshake(*kind));
+            signals.handshake(Direction::Outbound, failure);
+        }
+    }
+
+    fn denial(&self, service: &str, verdict: Option<&Authorization>) {
+        if let Some(verdict) = verdict.filter(|verdict| !verdict.allowed) {
             let policy = verdict.policy.as_deref().unwrap_or("none");
-            self.denials.with([&service, policy, verdict.rule.as_deref().unwrap_or("none")], |cell| cell.add(1));
+            let rule = verdict.rule.as_deref().unwrap_or("none");
+            self.denials.with([service, policy, rule], |cell| cell.add(1));
         }
+    }
+}
+
+fn write<'a>(memory: &'a mut String, name: Option<&impl Display>) -> &'a str {
+    memory.clear();
+    match name {
+        Some(name) => write!(memory, "{name}").expect("writing to a string"),
+        None => memory.push_str("unknown"),
+    }
+    memory
+}
+
+fn is_of_handshake(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::TlsFailed | ErrorKind::PeerIdentity | ErrorKind::NoCertificate)
+}
+
+/// A status class or the reason of a failure.
+fn result(attempt: &Attempt) -> &'static str {
+    match (&attempt.error, attempt.status) {
+        (Some(error), _) => error.kind.row().reason,
+        (None, Some(status)) => class(status),
+        (None, None) => "none",
+    }
+}
+
+/// How a try failed that was made again.
+fn retried(attempt: &Attempt) -> &str {
+    match (&attempt.error, attempt.grpc_status, &attempt.status) {
+        (Some(error), ..) => error.kind.row().reason,
+        (None, Some(status @ 1..), _) => super::grpc_status(status),
+        (None, _, Some(status)) => status.as_str(),
+        (None, _, None) => "none",
+    }
+}
+
+fn refused(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::NotRetryable => "not-retryable",
+        Refusal::Method => "method",
+        Refusal::Body => "body",
+        Refusal::Attempts => "attempts",
+        Refusal::Pushback => "pushback",
+        Refusal::Deadline => "deadline",
+        Refusal::Budget => "budget",
     }
 }
 
@@ -267,22 +423,14 @@ fn direction(direction: Direction) -> &'static str {
     }
 }
 
-fn service(service: Option<&ServiceName>) -> String {
-    service.map_or_else(|| "unknown".to_owned(), ToString::to_string)
-}
-
-fn cluster(cluster: Option<&ClusterName>) -> String {
-    cluster.map_or_else(|| "unknown".to_owned(), ToString::to_string)
-}
-
 /// As the semantic conventions say: what is not well known is `_OTHER`.
 fn method(method: &Method) -> &'static str {
     const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT", "TRACE"];
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
-fn status(status: Option<StatusCode>) -> String {
-    status.map_or_else(|| "none".to_owned(), |status| status.as_str().to_owned())
+fn status(status: Option<&StatusCode>) -> &str {
+    status.map_or("none", StatusCode::as_str)
 }
 
 fn class(status: StatusCode) -> &'static str {

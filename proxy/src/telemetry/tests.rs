@@ -8,8 +8,9 @@ use rand::{SeedableRng as _, rngs::SmallRng};
 
 use super::*;
 use crate::{
+    cluster::retry::Refusal,
     outcome::{Attempt, Authorization, Direction, Error, ErrorKind, RequestOutcome},
-    snapshot::ServiceName,
+    snapshot::{ClusterName, Endpoint, ServiceName},
     trace_context::{SpanId, TraceContext},
 };
 
@@ -23,11 +24,10 @@ fn request(direction: Direction) -> RequestOutcome {
     request.status = Some(StatusCode::FORBIDDEN);
     request.duration = Duration::from_millis(30);
     request.error = Some(Error::new(ErrorKind::Denied, "no rule allows it"));
-    request.authorization = Some(Authorization {
-        allowed: false,
-        policy: Some("AuthorizationPolicy shop/x".into()),
-        rule: Some("0".into()),
-    });
+    if direction == Direction::Inbound {
+        let policy = Some("AuthorizationPolicy shop/x".into());
+        request.authorization = Some(Authorization { allowed: false, policy, rule: Some("0".into()) });
+    }
     request.attempts = (0..3)
         .map(|_| {
             let mut attempt = Attempt::new(None, SystemTime::UNIX_EPOCH, SpanId::random(&mut rng));
@@ -54,7 +54,8 @@ async fn outcomes_of_all_workers_are_summed() {
     for line in [
         r#"heddle_denials_total{policy="AuthorizationPolicy shop/x",rule="0",service="shop/orders"} 2"#,
         r#"heddle_errors_total{direction="inbound",reason="denied",service="shop/orders"} 2"#,
-        r#"heddle_retries_total{cluster="unknown"} 4"#,
+        r#"heddle_retries_total{cluster="unknown",reason="503"} 4"#,
+        r#"heddle_spans_dropped_total 0"#,
         r#"heddle_attempts_total{cluster="unknown",result="5xx"} 6"#,
     ] {
         let found = sorted(&text).contains(&sort_labels(line));
@@ -90,4 +91,82 @@ async fn a_log_line_is_json_that_names_the_rule_and_hides_the_query() {
     assert_eq!(value["authorization"]["policy"], "AuthorizationPolicy shop/x");
     assert_eq!(value["error"]["reason"], "denied");
     assert_eq!(value["duration_ms"], 30.0);
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_and_counts() {
+    let telemetry = telemetry();
+    telemetry.set_access_log(true);
+    let recorder = telemetry.recorder();
+    // Nothing else runs on this thread meanwhile, so that nobody empties the queue.
+    for _ in 0..OUTCOMES + 5 {
+        recorder.record(Outcome::Request(Box::new(request(Direction::Inbound))));
+    }
+    let metrics = telemetry.render(None).1;
+    assert!(metrics.contains("\nheddle_access_log_dropped_total 5\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn connections_and_handshakes_are_counted() {
+    let telemetry = telemetry();
+    let signals = telemetry.signals();
+    let open = [signals.accepted("inbound"), signals.accepted("inbound")];
+    drop(signals.accepted("http-proxy"));
+    signals.accepted_handshake(None, Duration::from_millis(3));
+    signals.accepted_handshake(Some(ErrorKind::TlsFailed), Duration::from_millis(3));
+    let metrics = telemetry.render(None).1;
+    for line in [
+        r#"heddle_listener_connections{listener="inbound"} 2"#,
+        r#"heddle_listener_connections{listener="http-proxy"} 0"#,
+        r#"heddle_listener_connections_accepted_total{listener="http-proxy"} 1"#,
+        r#"heddle_tls_handshakes_total{direction="inbound",result="ok"} 1"#,
+        r#"heddle_tls_handshakes_total{direction="inbound",result="tls-failed"} 1"#,
+        r#"heddle_tls_handshake_duration_seconds_count{direction="inbound"} 2"#,
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    drop(open);
+    assert!(telemetry.render(None).1.contains("heddle_listener_connections{listener=\"inbound\"} 0\n"));
+}
+
+#[tokio::test]
+async fn tries_tell_of_connections_retries_and_calls() {
+    let telemetry = telemetry();
+    let recorder = telemetry.recorder();
+    let mut call = request(Direction::Outbound);
+    call.grpc = true;
+    call.grpc_status = Some(14);
+    call.error = None;
+    call.retry_refused = Some(Refusal::Budget);
+    let service = ServiceName { namespace: "shop".into(), name: "orders".into() };
+    call.cluster = Some(ClusterName { service, port: 80 });
+    let endpoint = Arc::new(Endpoint {
+        address: ([10, 0, 0, 1], 15006).into(),
+        identities: Vec::new(),
+        meshed: true,
+        ports: [(80, 0)].into(),
+        zone: String::new(),
+        weight: 1,
+        ready: true,
+        workload: "shop/orders-1".into(),
+    });
+    for attempt in &mut call.attempts {
+        attempt.endpoint = Some(endpoint.clone());
+    }
+    call.attempts[0].error = Some(Error::new(ErrorKind::PeerIdentity, ""));
+    call.attempts[1].connect = Some(Duration::from_millis(2));
+    call.attempts[1].grpc_status = Some(14);
+    recorder.record(Outcome::Request(Box::new(call)));
+    let metrics = sorted(&telemetry.render(None).1);
+    for line in [
+        r#"heddle_retries_total{cluster="shop/orders:80",reason="peer-identity"} 1"#,
+        r#"heddle_retries_total{cluster="shop/orders:80",reason="UNAVAILABLE"} 1"#,
+        r#"heddle_retries_refused_total{cluster="shop/orders:80",reason="budget"} 1"#,
+        r#"heddle_connect_duration_seconds_count{cluster="shop/orders:80"} 1"#,
+        r#"heddle_tls_handshakes_total{direction="outbound",result="ok"} 1"#,
+        r#"heddle_tls_handshakes_total{direction="outbound",result="peer-identity"} 1"#,
+        r#"rpc_client_call_duration_seconds_count{cluster="shop/orders:80",route="",rpc_status_code="UNAVAILABLE"} 1"#,
+    ] {
+        assert!(metrics.contains(&sort_labels(line)), "{line}\n{}", metrics.join("\n"));
+    }
 }

@@ -1,40 +1,42 @@
 //! Spans: SERVER for each request that comes in, CLIENT for each try of one that goes out, made of the
 //! outcome and exported over OTLP in batches (semantic conventions of OpenTelemetry 1.44).
 
-use std::time::Duration;
+mod export;
+#[cfg(test)]
+mod tests;
 
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId as OtelSpanId, TraceFlags, TraceId as OtelTraceId,
     trace::{SpanContext, SpanKind, Status, TraceState},
 };
-use opentelemetry_otlp::{Protocol as OtlpProtocol, SpanExporter as Exporter, WithExportConfig as _};
-use opentelemetry_sdk::{
-    Resource as OtelResource,
-    trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks},
-};
-use prometheus::IntCounter;
-use tokio::{sync::mpsc, time::Instant};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 
-use super::{
-    Protocol, Resource, TracingConfig,
-    queue::{Item, Queue},
-};
+pub(super) use self::export::{Counts, Sampling};
+use super::{Resource, TracingConfig, queue::Queue};
 use crate::{
-    outcome::{Attempt, Direction, Error, RequestOutcome},
+    outcome::{Attempt, ClosedBy, Direction, Error, RequestOutcome},
     snapshot::PathMatch,
     trace_context::{SpanId, TraceContext},
 };
 
 /// Spans that may wait for export.
-const QUEUE: usize = 8192;
-/// Of one export.
-const BATCH: usize = 512;
-/// A batch that is not full waits so long for more.
-const LINGER: Duration = Duration::from_secs(1);
-/// Of one export, with its retries.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between complaints about a collector.
-const COMPLAINT: Duration = Duration::from_secs(60);
+const QUEUE: usize = 4096;
+/// Parameters of queries whose values are secrets by their nature, in lower case. The first four are those of the
+/// semantic conventions.
+const SECRETS: [&str; 12] = [
+    "awsaccesskeyid",
+    "signature",
+    "sig",
+    "x-goog-signature",
+    "x-amz-signature",
+    "x-amz-security-token",
+    "token",
+    "access_token",
+    "id_token",
+    "api_key",
+    "password",
+    "secret",
+];
 
 /// The way of spans to the collector.
 #[derive(Debug)]
@@ -43,35 +45,9 @@ pub(super) struct Spans {
     scope: InstrumentationScope,
 }
 
-/// Which traces are sampled, as far as the proxy's own settings say.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sampling {
-    /// Share of new traces.
-    pub(super) ratio: Option<f64>,
-    /// Whether what a caller decided stands.
-    pub(super) heeds_caller: bool,
-}
-
-impl Sampling {
-    /// From the settings, or `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
-    pub(super) fn of(config: &TracingConfig) -> Self {
-        let parent_based = |ratio| Self { ratio, heeds_caller: true };
-        if config.sampling_ratio.is_some() {
-            return parent_based(config.sampling_ratio);
-        }
-        let Some(sampler) = variable("OTEL_TRACES_SAMPLER") else { return parent_based(None) };
-        let argument = variable("OTEL_TRACES_SAMPLER_ARG").and_then(|ratio| ratio.parse::<f64>().ok());
-        let ratio = match sampler.strip_prefix("parentbased_").unwrap_or(&sampler) {
-            "always_on" => 1.0,
-            "always_off" => 0.0,
-            "traceidratio" => argument.filter(|ratio| (0.0..=1.0).contains(ratio)).unwrap_or(1.0),
-            _ => {
-                tracing::warn!(%sampler, "OTEL_TRACES_SAMPLER names a sampler that is not known; the mesh decides");
-                return parent_based(None);
-            }
-        };
-        Self { ratio: Some(ratio), heeds_caller: sampler.starts_with("parentbased_") }
-    }
+/// From the settings, or the environment.
+pub(super) fn sampling(config: &TracingConfig) -> Sampling {
+    Sampling::of(config, &variable)
 }
 
 impl Spans {
@@ -82,143 +58,179 @@ impl Spans {
     pub(super) fn start(
         resource: &Resource,
         config: &TracingConfig,
-        dropped: IntCounter,
+        counts: Counts,
     ) -> Result<Option<Self>, anyhow::Error> {
-        let named = config.endpoint.is_some()
-            || variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").is_some()
-            || variable("OTEL_EXPORTER_OTLP_ENDPOINT").is_some();
-        if !named {
+        if !export::is_wanted(config, &variable) {
             return Ok(None);
         }
-        let mut exporter = exporter(config)?;
-        exporter.set_resource(&attributes(resource));
-        let (queue, items) = Queue::new(QUEUE, dropped.clone());
-        tokio::spawn(run(exporter, items, dropped));
-        let scope = InstrumentationScope::builder("heddle-proxy").with_version(env!("CARGO_PKG_VERSION")).build();
-        Ok(Some(Self { queue, scope }))
+        let mut exporter = export::exporter(config, &variable)?;
+        exporter.set_resource(&export::attributes(resource, &variable));
+        let (queue, items) = Queue::new(QUEUE, counts.dropped.clone());
+        let times = (export::linger(&variable), export::timeout(&variable));
+        tokio::spawn(export::run(exporter, items, times, counts));
+        Ok(Some(Self { queue, scope: scope() }))
     }
 
     /// Queues the spans of a request.
     pub(super) fn record(&self, request: &RequestOutcome) {
-        match request.direction {
-            Direction::Inbound => self.queue.push(|| self.server(request)),
-            Direction::Outbound => {
-                for (number, attempt) in request.attempts.iter().enumerate() {
-                    self.queue.push(|| self.client(request, attempt, number));
-                }
-            }
+        for span in of_request(request, &self.scope) {
+            self.queue.push(|| span);
         }
     }
 
     pub(super) async fn flush(&self) {
         self.queue.flush().await;
     }
+}
 
-    fn server(&self, request: &RequestOutcome) -> SpanData {
-        let mut attributes = common(request);
-        if let Some(query) = request.uri.query() {
-            attributes.push(KeyValue::new("url.query", query.to_owned()));
+fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("heddle-proxy").with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+/// How many spans a request makes.
+pub(super) fn count(request: &RequestOutcome) -> u64 {
+    match request.direction {
+        Direction::Inbound => 1,
+        Direction::Outbound => request.attempts.len().max(1) as u64,
+    }
+}
+
+fn of_request(request: &RequestOutcome, scope: &InstrumentationScope) -> Vec<SpanData> {
+    match request.direction {
+        Direction::Inbound => vec![server(request, scope)],
+        // Refused before any try: that is to be seen too.
+        Direction::Outbound if request.attempts.is_empty() => {
+            let mut nothing = Attempt::new(None, request.started, SpanId::random(&mut rand::rng()));
+            nothing.duration = request.duration;
+            nothing.status = request.status;
+            nothing.error = request.error.clone();
+            vec![client(request, &nothing, 0, scope)]
         }
-        attributes.push(KeyValue::new("url.scheme", "http"));
-        attributes.push(KeyValue::new("client.address", request.peer_address.ip().to_string()));
-        if let Some(agent) = request.user_agent.as_ref().and_then(|agent| agent.to_str().ok()) {
-            attributes.push(KeyValue::new("user_agent.original", agent.to_owned()));
-        }
-        if let Some(status) = request.status {
-            attributes.push(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
-        }
-        if let Some(verdict) = &request.authorization {
-            attributes.push(KeyValue::new("heddle.authorization.allowed", verdict.allowed));
-            if let (Some(policy), Some(rule)) = (&verdict.policy, &verdict.rule) {
-                attributes.push(KeyValue::new("heddle.authorization.policy", policy.to_string()));
-                attributes.push(KeyValue::new("heddle.authorization.rule", rule.to_string()));
-            }
-        }
-        let failed = request.status.is_none_or(|status| status.is_server_error());
-        let status = outcome(failed, request.error.as_ref(), request.status, &mut attributes);
-        SpanData {
-            span_context: context(&request.trace, request.trace.span_id()),
-            parent_span_id: request.trace.parent().map_or(OtelSpanId::INVALID, otel),
-            parent_span_is_remote: true,
-            span_kind: SpanKind::Server,
-            start_time: request.started,
-            end_time: request.started + request.duration,
-            ..self.span(request, attributes, status)
+        Direction::Outbound => {
+            let tries = request.attempts.iter().enumerate();
+            tries.map(|(number, attempt)| client(request, attempt, number, scope)).collect()
         }
     }
+}
 
-    fn client(&self, request: &RequestOutcome, attempt: &Attempt, number: usize) -> SpanData {
-        let mut attributes = common(request);
-        let authority = request.authority.as_ref().and_then(|authority| authority.to_str().ok()).unwrap_or_default();
-        attributes.push(KeyValue::new("url.full", format!("http://{authority}{}", request.uri.path())));
-        attributes.push(KeyValue::new("server.port", i64::from(request.port)));
-        if number > 0 {
-            attributes.push(KeyValue::new("http.request.resend_count", i64::try_from(number).unwrap_or(i64::MAX)));
-        }
-        if let Some(endpoint) = &attempt.endpoint {
-            attributes.push(KeyValue::new("network.peer.address", endpoint.address.ip().to_string()));
-            attributes.push(KeyValue::new("network.peer.port", i64::from(endpoint.address.port())));
-            attributes.push(KeyValue::new("heddle.endpoint.workload", endpoint.workload.clone()));
-        }
-        if let Some(cluster) = &request.cluster {
-            attributes.push(KeyValue::new("heddle.cluster", cluster.to_string()));
-        }
-        if let Some(peer) = &attempt.peer {
-            attributes.push(KeyValue::new("heddle.peer.identity", peer.to_string()));
-        }
-        if let Some(status) = attempt.status {
-            attributes.push(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
-        }
-        let failed = attempt.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
-        let status = outcome(failed, attempt.error.as_ref(), attempt.status, &mut attributes);
-        SpanData {
-            span_context: context(&request.trace, attempt.span_id),
-            // Of a trace that begins here the caller has no span.
-            parent_span_id: if request.trace.is_root() { OtelSpanId::INVALID } else { otel(request.trace.span_id()) },
-            parent_span_is_remote: true,
-            span_kind: SpanKind::Client,
-            start_time: attempt.started,
-            end_time: attempt.started + attempt.duration,
-            ..self.span(request, attributes, status)
+fn server(request: &RequestOutcome, scope: &InstrumentationScope) -> SpanData {
+    let mut attributes = common(request);
+    if let Some(query) = request.uri.query() {
+        attributes.push(KeyValue::new("url.query", redact(query)));
+    }
+    attributes.push(KeyValue::new("url.scheme", "http"));
+    attributes.push(KeyValue::new("client.address", request.peer_address.ip().to_string()));
+    attributes.push(KeyValue::new("network.peer.address", request.peer_address.ip().to_string()));
+    attributes.push(KeyValue::new("network.peer.port", i64::from(request.peer_address.port())));
+    if let Some(agent) = request.user_agent.as_ref().and_then(|agent| agent.to_str().ok()) {
+        attributes.push(KeyValue::new("user_agent.original", agent.to_owned()));
+    }
+    if let Some(peer) = &request.peer {
+        attributes.push(KeyValue::new("heddle.peer.identity", peer.to_string()));
+    }
+    if let Some(verdict) = &request.authorization {
+        attributes.push(KeyValue::new("heddle.authorization.allowed", verdict.allowed));
+        if let (Some(policy), Some(rule)) = (&verdict.policy, &verdict.rule) {
+            attributes.push(KeyValue::new("heddle.authorization.policy", policy.to_string()));
+            attributes.push(KeyValue::new("heddle.authorization.rule", rule.to_string()));
         }
     }
+    let result = Ending { status: request.status, grpc_status: request.grpc_status, error: request.error.as_ref() };
+    let status = result.describe(SpanKind::Server, &mut attributes);
+    SpanData {
+        parent_span_id: request.trace.parent().map_or(OtelSpanId::INVALID, otel),
+        span_kind: SpanKind::Server,
+        end_time: request.started + request.duration,
+        ..span(request, request.trace.span_id(), attributes, status, scope)
+    }
+}
 
-    /// What both kinds have; the rest is for the caller to fill in.
-    fn span(&self, request: &RequestOutcome, attributes: Vec<KeyValue>, status: Status) -> SpanData {
-        SpanData {
-            span_context: SpanContext::empty_context(),
-            parent_span_id: OtelSpanId::INVALID,
-            parent_span_is_remote: false,
-            span_kind: SpanKind::Internal,
-            name: name(request).into(),
-            start_time: request.started,
-            end_time: request.started,
-            attributes,
-            dropped_attributes_count: 0,
-            events: SpanEvents::default(),
-            links: SpanLinks::default(),
-            status,
-            instrumentation_scope: self.scope.clone(),
-        }
+fn client(request: &RequestOutcome, attempt: &Attempt, number: usize, scope: &InstrumentationScope) -> SpanData {
+    let mut attributes = common(request);
+    attributes.push(KeyValue::new("url.full", full_url(request)));
+    if number > 0 {
+        attributes.push(KeyValue::new("http.request.resend_count", i64::try_from(number).unwrap_or(i64::MAX)));
+    }
+    if let Some(endpoint) = &attempt.endpoint {
+        attributes.push(KeyValue::new("network.peer.address", endpoint.address.ip().to_string()));
+        attributes.push(KeyValue::new("network.peer.port", i64::from(endpoint.address.port())));
+        attributes.push(KeyValue::new("heddle.endpoint.workload", endpoint.workload.clone()));
+    }
+    if let Some(cluster) = &request.cluster {
+        attributes.push(KeyValue::new("heddle.cluster", cluster.to_string()));
+    }
+    if let Some(peer) = &attempt.peer {
+        attributes.push(KeyValue::new("heddle.peer.identity", peer.to_string()));
+    }
+    if let Some(closed_by) = attempt.closed_by {
+        let side = match closed_by {
+            ClosedBy::Downstream => "downstream",
+            ClosedBy::Upstream => "upstream",
+            ClosedBy::Proxy => "proxy",
+        };
+        attributes.push(KeyValue::new("heddle.closed_by", side));
+    }
+    if attempt.ejected {
+        attributes.push(KeyValue::new("heddle.endpoint.ejected", true));
+    }
+    let result = Ending { status: attempt.status, grpc_status: attempt.grpc_status, error: attempt.error.as_ref() };
+    let status = result.describe(SpanKind::Client, &mut attributes);
+    SpanData {
+        // Of a trace that begins here the caller has no span.
+        parent_span_id: if request.trace.is_root() { OtelSpanId::INVALID } else { otel(request.trace.span_id()) },
+        span_kind: SpanKind::Client,
+        start_time: attempt.started,
+        end_time: attempt.started + attempt.duration,
+        ..span(request, attempt.span_id, attributes, status, scope)
+    }
+}
+
+/// What both kinds have.
+fn span(
+    request: &RequestOutcome,
+    id: SpanId,
+    attributes: Vec<KeyValue>,
+    status: Status,
+    scope: &InstrumentationScope,
+) -> SpanData {
+    SpanData {
+        span_context: context(&request.trace, id),
+        parent_span_id: OtelSpanId::INVALID,
+        parent_span_is_remote: true,
+        span_kind: SpanKind::Internal,
+        name: name(request).into(),
+        start_time: request.started,
+        end_time: request.started,
+        attributes,
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status,
+        instrumentation_scope: scope.clone(),
     }
 }
 
 /// `{method} {route}`, or of a gRPC call its method; never the path as it came.
 fn name(request: &RequestOutcome) -> String {
     if request.grpc {
-        return request.uri.path().trim_start_matches('/').to_owned();
+        return grpc_method(request).to_owned();
     }
-    let method = known_method(request);
+    // As the conventions say of methods that are not well known.
+    let method = known_method(request).unwrap_or("HTTP");
     match route(request) {
         Some(route) => format!("{method} {route}"),
         None => method.to_owned(),
     }
 }
 
-fn known_method(request: &RequestOutcome) -> &str {
+fn grpc_method(request: &RequestOutcome) -> &str {
+    request.uri.path().trim_start_matches('/')
+}
+
+fn known_method(request: &RequestOutcome) -> Option<&str> {
     match request.method.as_str() {
-        known @ ("GET" | "POST" | "PUT" | "DELETE" | "PATCH" | "HEAD" | "OPTIONS" | "CONNECT" | "TRACE") => known,
-        _ => "_OTHER",
+        known @ ("GET" | "POST" | "PUT" | "DELETE" | "PATCH" | "HEAD" | "OPTIONS" | "CONNECT" | "TRACE") => Some(known),
+        _ => None,
     }
 }
 
@@ -232,10 +244,10 @@ fn route(request: &RequestOutcome) -> Option<String> {
 }
 
 fn common(request: &RequestOutcome) -> Vec<KeyValue> {
-    let mut attributes = Vec::with_capacity(16);
+    let mut attributes = Vec::with_capacity(20);
     let method = known_method(request);
-    attributes.push(KeyValue::new("http.request.method", method.to_owned()));
-    if method == "_OTHER" {
+    attributes.push(KeyValue::new("http.request.method", method.unwrap_or("_OTHER").to_owned()));
+    if method.is_none() {
         attributes.push(KeyValue::new("http.request.method_original", request.method.to_string()));
     }
     attributes.push(KeyValue::new("url.path", request.uri.path().to_owned()));
@@ -245,8 +257,13 @@ fn common(request: &RequestOutcome) -> Vec<KeyValue> {
         _ => "1.1",
     };
     attributes.push(KeyValue::new("network.protocol.version", version));
-    if let Some(authority) = request.authority.as_ref().and_then(|authority| authority.to_str().ok()) {
-        attributes.push(KeyValue::new("server.address", authority.to_owned()));
+    let (host, port) = host_and_port(request);
+    if !host.is_empty() {
+        attributes.push(KeyValue::new("server.address", host.to_owned()));
+        attributes.push(KeyValue::new("server.port", i64::from(port)));
+    }
+    if let Some(id) = request.request_id.as_ref().and_then(|id| id.to_str().ok()) {
+        attributes.push(KeyValue::new("heddle.request_id", id.to_owned()));
     }
     if let Some(service) = &request.service {
         attributes.push(KeyValue::new("heddle.service", service.to_string()));
@@ -257,38 +274,79 @@ fn common(request: &RequestOutcome) -> Vec<KeyValue> {
     if let Some(rule) = &request.rule {
         attributes.push(KeyValue::new("heddle.route", format!("{}#{}", rule.route, rule.rule)));
     }
-    if request.direction == Direction::Inbound
-        && let Some(peer) = &request.peer
-    {
-        attributes.push(KeyValue::new("heddle.peer.identity", peer.to_string()));
-    }
     if request.grpc {
         attributes.push(KeyValue::new("rpc.system.name", "grpc"));
-        attributes.push(KeyValue::new("rpc.method", request.uri.path().trim_start_matches('/').to_owned()));
-        if let Some(status) = request.grpc_status {
-            attributes.push(KeyValue::new("rpc.status_code", i64::from(status)));
-        }
+        attributes.push(KeyValue::new("rpc.method", grpc_method(request).to_owned()));
     }
     attributes
 }
 
-/// `error.type` and the status of the span.
-fn outcome(
-    failed: bool,
-    error: Option<&Error>,
+/// As the caller named them, without credentials.
+fn host_and_port(request: &RequestOutcome) -> (&str, u16) {
+    let authority = request.authority.as_ref().and_then(|authority| authority.to_str().ok()).unwrap_or_default();
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, authority)| authority);
+    let default = if request.port == 0 { 80 } else { request.port };
+    match authority.rsplit_once(':') {
+        // Not the middle of an address of version 6.
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().unwrap_or(default)),
+        _ => (authority, default),
+    }
+}
+
+fn full_url(request: &RequestOutcome) -> String {
+    let (host, port) = host_and_port(request);
+    let port = if port == 80 { String::new() } else { format!(":{port}") };
+    let query = request.uri.query().map(|query| format!("?{}", redact(query))).unwrap_or_default();
+    format!("http://{host}{port}{}{query}", request.uri.path())
+}
+
+/// Hides what is secret by its nature.
+fn redact(query: &str) -> String {
+    let parts = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if SECRETS.contains(&&*name.to_ascii_lowercase()) => format!("{name}=REDACTED"),
+        _ => pair.to_owned(),
+    });
+    parts.collect::<Vec<_>>().join("&")
+}
+
+/// How a request or try ended.
+struct Ending<'a> {
     status: Option<http::StatusCode>,
-    attributes: &mut Vec<KeyValue>,
-) -> Status {
-    match (error, status) {
-        (Some(error), _) => {
+    grpc_status: Option<u32>,
+    error: Option<&'a Error>,
+}
+
+impl Ending<'_> {
+    /// Statuses, `error.type`, and whether the span counts as failed.
+    fn describe(&self, kind: SpanKind, attributes: &mut Vec<KeyValue>) -> Status {
+        let is_client = kind == SpanKind::Client;
+        if let Some(status) = self.status {
+            attributes.push(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
+        }
+        if let Some(status) = self.grpc_status {
+            attributes.push(KeyValue::new("rpc.status_code", super::grpc_status(status)));
+        }
+        if let Some(error) = self.error {
             attributes.push(KeyValue::new("error.type", error.kind.row().reason));
-            Status::error(error.detail.to_string())
+            // What the caller did wrong, and what policy refuses, is no failure of this server.
+            let is_refusal = error.kind.row().status.is_client_error();
+            return if is_refusal && !is_client { Status::Unset } else { Status::error(error.detail.to_string()) };
         }
-        (None, Some(status)) if failed => {
-            attributes.push(KeyValue::new("error.type", status.as_str().to_owned()));
-            Status::error("")
+        if let Some(status @ 1..) = self.grpc_status {
+            // Of the server's own making: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+            if is_client || matches!(status, 2 | 4 | 12..=15) {
+                attributes.push(KeyValue::new("error.type", super::grpc_status(status)));
+                return Status::error("");
+            }
         }
-        (None, _) => Status::Unset,
+        match self.status {
+            Some(status) if status.is_server_error() || is_client && status.is_client_error() => {
+                attributes.push(KeyValue::new("error.type", status.as_str().to_owned()));
+                Status::error("")
+            }
+            Some(_) => Status::Unset,
+            None => Status::error("no response"),
+        }
     }
 }
 
@@ -301,108 +359,6 @@ fn otel(span: SpanId) -> OtelSpanId {
     OtelSpanId::from_bytes(span.0)
 }
 
-/// With what `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say, which wins.
-fn attributes(resource: &Resource) -> OtelResource {
-    let mut builder = OtelResource::builder_empty().with_attributes([
-        KeyValue::new("service.name", variable("OTEL_SERVICE_NAME").unwrap_or_else(|| resource.service.clone())),
-        KeyValue::new("service.namespace", resource.namespace.clone()),
-        KeyValue::new("service.instance.id", resource.instance.clone()),
-    ]);
-    for pair in variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default().split(',') {
-        if let Some((key, value)) = pair.split_once('=') {
-            builder = builder.with_attribute(KeyValue::new(key.trim().to_owned(), value.trim().to_owned()));
-        }
-    }
-    builder.build()
-}
-
-/// The exporter of `opentelemetry-otlp`, which also reads `OTEL_EXPORTER_OTLP_*`, retries what may be
-/// retried and honours `Retry-After`.
-fn exporter(config: &TracingConfig) -> Result<Exporter, anyhow::Error> {
-    let protocol = config.protocol.unwrap_or_else(|| {
-        let named = variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| variable("OTEL_EXPORTER_OTLP_PROTOCOL"));
-        if named.is_some_and(|protocol| protocol.starts_with("http")) { Protocol::Http } else { Protocol::Grpc }
-    });
-    Ok(match protocol {
-        Protocol::Grpc => {
-            let mut builder = Exporter::builder().with_tonic().with_timeout(EXPORT_TIMEOUT);
-            if let Some(endpoint) = &config.endpoint {
-                builder = builder.with_endpoint(endpoint);
-            }
-            builder.build()?
-        }
-        Protocol::Http => {
-            let mut builder =
-                Exporter::builder().with_http().with_protocol(OtlpProtocol::HttpBinary).with_timeout(EXPORT_TIMEOUT);
-            if let Some(endpoint) = &config.endpoint {
-                builder = builder.with_endpoint(traces_url(endpoint));
-            }
-            builder.build()?
-        }
-    })
-}
-
-/// A collector's base URL is completed as one from the environment is.
-fn traces_url(endpoint: &str) -> String {
-    let path = endpoint.parse::<http::Uri>().map(|uri| uri.path().to_owned()).unwrap_or_default();
-    if path.is_empty() || path == "/" {
-        format!("{}/v1/traces", endpoint.trim_end_matches('/'))
-    } else {
-        endpoint.to_owned()
-    }
-}
-
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// Exports batches until the last writer is gone.
-async fn run(exporter: Exporter, mut items: mpsc::Receiver<Item<SpanData>>, dropped: IntCounter) {
-    let mut batch = Vec::new();
-    let mut complained: Option<Instant> = None;
-    let mut due: Option<Instant> = None;
-    loop {
-        let item = match due {
-            None => Some(items.recv().await),
-            Some(due) => tokio::time::timeout_at(due, items.recv()).await.ok(),
-        };
-        let flushed = match item {
-            Some(None) => break,
-            Some(Some(Item::Value(span))) => {
-                batch.push(span);
-                due.get_or_insert_with(|| Instant::now() + LINGER);
-                if batch.len() < BATCH {
-                    continue;
-                }
-                None
-            }
-            Some(Some(Item::Flush(done))) => Some(done),
-            None => None,
-        };
-        export(&exporter, std::mem::take(&mut batch), &dropped, &mut complained).await;
-        due = None;
-        if let Some(done) = flushed {
-            // An error means that nobody waits any more.
-            let _ = done.send(());
-        }
-    }
-    export(&exporter, batch, &dropped, &mut complained).await;
-}
-
-async fn export(exporter: &Exporter, batch: Vec<SpanData>, dropped: &IntCounter, complained: &mut Option<Instant>) {
-    if batch.is_empty() {
-        return;
-    }
-    let count = batch.len() as u64;
-    let result = tokio::time::timeout(EXPORT_TIMEOUT, exporter.export(batch)).await;
-    let error = match result {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no answer within {} s", EXPORT_TIMEOUT.as_secs()),
-    };
-    dropped.inc_by(count);
-    if complained.is_none_or(|at| at.elapsed() >= COMPLAINT) {
-        *complained = Some(Instant::now());
-        tracing::warn!(spans = count, %error, "the collector did not take spans; they are dropped");
-    }
 }
