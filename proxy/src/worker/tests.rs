@@ -35,6 +35,7 @@ fn connections_go_to_the_worker_that_has_the_fewest_and_stay_there() {
             ),
             identity: mesh.identity("web"),
             sampler: Sampler::default(),
+            signals: telemetry.signals(),
             life,
             limits: Limits::default(),
             instance: "web-1.shop".into(),
