@@ -52,7 +52,7 @@ impl Metrics {
                 "heddle_certificate_renewal_overdue",
                 "1 while the certificate has not been renewed though four fifths of its lifetime have passed.",
             )?,
-            issued: IntCounter::new("heddle_certificates_issued_total", "Certificates got since the start.")?,
+            issued: IntCounter::new("heddle_certificate_renewals_total", "Certificates got since the start.")?,
             failures: IntCounter::new(
                 "heddle_certificate_renewal_failures_total",
                 "Failed tries to get a certificate.",
