@@ -200,6 +200,11 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        // `80.0` is a whole number, as JSON Schema says.
+        #[allow(clippy::cast_possible_truncation, reason = "it is whole and small enough")]
+        if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 {
+            return Ok(Value::from(value as i64));
+        }
         Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("is a number that JSON does not have"))
     }
 
@@ -295,6 +300,7 @@ mod tests {
 
     #[test]
     fn json_and_yaml_read_alike() {
+        assert_eq!(parse(b"[80.0, -1.0, 0.5, 1e3]", Format::Json).unwrap(), json!([80, -1, 0.5, 1000]));
         let yaml = "a: 1\nb:\n  - x: \"text\"\n    y: -2.5\n  - null\n  - yes\nc: {}\n";
         let json = r#"{"a":1,"b":[{"x":"text","y":-2.5},null,"yes"],"c":{}}"#;
         assert_eq!(parse(yaml.as_bytes(), Format::Yaml).unwrap(), parse(json.as_bytes(), Format::Json).unwrap());

@@ -21,7 +21,7 @@ use self::faults::{Faults, Path};
 pub use self::{
     common::{Suggest, is_dns_label, is_hostname},
     http::check_path,
-    structure::Shape,
+    structure::{Shape, form_fault},
 };
 use crate::{
     problem::Fault,

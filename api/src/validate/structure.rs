@@ -115,7 +115,7 @@ impl Shape {
             }
             ValidationErrorKind::MinLength { limit } => format!("is too short; at least {limit} characters are wanted"),
             ValidationErrorKind::MaxLength { limit } => format!("is too long; at most {limit} characters are wanted"),
-            ValidationErrorKind::Pattern { pattern } => pattern_fault(pattern, found),
+            ValidationErrorKind::Pattern { pattern } => pattern_fault(pattern, &describe(found)),
             other => format!("{} ({})", error.masked_with("the value"), other.keyword()),
         };
         faults.push(Fault::new(path, message));
@@ -156,17 +156,19 @@ impl Shape {
     }
 }
 
-fn pattern_fault(pattern: &str, found: &Value) -> String {
+/// Why text that does not match the pattern of its schema is not good, in plain words.
+pub fn form_fault(pattern: &str, text: &str) -> String {
+    pattern_fault(pattern, &format!("{text:?}"))
+}
+
+fn pattern_fault(pattern: &str, found: &str) -> String {
     if pattern == DNS_LABEL {
-        return format!("{} is no DNS label: 1 to 63 of a-z, 0-9 and -, without - at either end", describe(found));
+        return format!("{found} is no DNS label: 1 to 63 of a-z, 0-9 and -, without - at either end");
     }
     if pattern.contains("(h|m|s|ms)") {
-        return format!(
-            "{} is no duration; write one such as 10s, 250ms or 1h30m (at most five digits a unit)",
-            describe(found)
-        );
+        return format!("{found} is no duration; write one such as 10s, 250ms or 1h30m (at most five digits a unit)");
     }
-    format!("{} does not match {pattern}", describe(found))
+    format!("{found} does not match {pattern}")
 }
 
 fn wanted_by(schema: &Value) -> Option<String> {

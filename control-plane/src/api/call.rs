@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Query, RawPathParams, Request},
+    extract::{Query, RawPathParams, Request, rejection::RawPathParamsRejection},
     response::{IntoResponse, Response},
 };
 use heddle_api::{
@@ -16,6 +16,7 @@ use heddle_api::{
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION},
+    request::Parts,
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
@@ -23,7 +24,7 @@ use serde_json::Value;
 
 use super::{
     Api, media,
-    operation::Operation,
+    operation::{Operation, check_param, path_param},
     refusal::{Refusal, Why},
 };
 use crate::{
@@ -34,6 +35,10 @@ use crate::{
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How much of a body is read that is not wanted, bytes.
+const DISCARDED: usize = 256 << 10;
+/// And for how long.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Larger bodies are parsed off the async threads.
 const PARSED_AT_ONCE: usize = 256 << 10;
 
@@ -55,25 +60,46 @@ impl Call {
     pub(super) async fn admit(
         api: Arc<Api>,
         operation: &Operation,
-        path: Result<RawPathParams, axum::extract::rejection::RawPathParamsRejection>,
+        path: Result<RawPathParams, RawPathParamsRejection>,
         request: Request,
     ) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
+        let mut call = match Self::check(api, operation, path, parts).await {
+            Ok(call) => call,
+            Err(refusal) => {
+                discard(body).await;
+                return Err(refusal);
+            }
+        };
+        if let Some(wanted) = &operation.body {
+            let sent = match media::sent(&call.headers, operation.method == Method::PATCH) {
+                Ok(sent) => sent,
+                Err(refusal) => {
+                    discard(body).await;
+                    return Err(refusal);
+                }
+            };
+            call.body = Some(parse(read(body, wanted.limit).await?, sent).await?);
+        }
+        Ok(call)
+    }
+
+    /// All checks but those of the body.
+    async fn check(
+        api: Arc<Api>,
+        operation: &Operation,
+        path: Result<RawPathParams, RawPathParamsRejection>,
+        parts: Parts,
+    ) -> Result<Self, Refusal> {
         let token = api.doorkeeper.authenticate(&parts.headers).await?;
         if token.role < operation.role {
-            let needed = operation.role;
-            return Err(Refusal::new(
-                Why::Forbidden,
-                format!(
-                    "this needs the role {}; the token {:?} has {}",
-                    needed.as_str(),
-                    token.name,
-                    token.role.as_str()
-                ),
-            ));
+            let (needed, has) = (operation.role.as_str(), token.role.as_str());
+            let detail = format!("this needs the role {needed}; the token {:?} has {has}", token.name);
+            return Err(Refusal::new(Why::Forbidden, detail));
         }
         let path = path.map_err(|_| Refusal::new(Why::Malformed, "the path does not decode to UTF-8"))?;
-        let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let path: Vec<_> = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        check_path(&path)?;
         let query = query(&parts.uri, operation)?;
         let watches = operation.watchable && query.get("watch").is_some_and(|value| value == "true");
         let format = if watches {
@@ -82,16 +108,7 @@ impl Call {
         } else {
             media::accepted(&parts.headers)?
         };
-        let body = match &operation.body {
-            Some(wanted) => {
-                let merge_patch = operation.method == Method::PATCH;
-                let sent = media::sent(&parts.headers, merge_patch)?;
-                let bytes = read(body, wanted.limit).await?;
-                Some(parse(bytes, sent).await?)
-            }
-            None => None,
-        };
-        Ok(Self { api, kind: operation.kind, token, headers: parts.headers, path, query, body, format })
+        Ok(Self { api, kind: operation.kind, token, headers: parts.headers, path, query, body: None, format })
     }
 
     /// The kind of object that the path names.
@@ -104,10 +121,9 @@ impl Call {
         self.path.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
     }
 
-    /// A part of the path that is a number.
-    pub(super) fn number(&self, name: &str) -> Result<u64, Refusal> {
-        let text = self.part(name);
-        text.parse().map_err(|_| Refusal::new(Why::Malformed, format!("{text:?} in the path is no number")))
+    /// A part of the path that is a number; its form was checked.
+    pub(super) fn number(&self, name: &str) -> u64 {
+        self.part(name).parse().unwrap_or_default()
     }
 
     /// The name of the object that the path names.
@@ -123,13 +139,9 @@ impl Call {
         self.query.get(name).map(String::as_str)
     }
 
-    /// A query parameter that is `true` or `false`.
-    pub(super) fn flag(&self, name: &str) -> Result<bool, Refusal> {
-        match self.param(name) {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(other) => Err(bad_param(name, format!("{other:?} is neither true nor false"))),
-        }
+    /// A query parameter that is `true` or `false`; false when absent.
+    pub(super) fn flag(&self, name: &str) -> bool {
+        self.param(name) == Some("true")
     }
 
     /// The body, where the operation has one.
@@ -154,16 +166,16 @@ impl Call {
             (None, None) => Ok(None),
             (None, Some("*")) => Ok(Some(Expected::Absent)),
             (None, Some(_)) => Err(Refusal::new(Why::Malformed, "If-None-Match is * here, or absent")),
-            (Some(_), Some(_)) => Err(Refusal::new(Why::Malformed, "If-Match and If-None-Match exclude one another")),
+            (Some(_), Some(_)) => {
+                Err(Refusal::new(Why::PreconditionFailed, "If-Match and If-None-Match exclude one another"))
+            }
             (Some("*"), None) => Ok(Some(Expected::Exists)),
             (Some(tag), None) => {
-                let quoted = tag.trim().strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-                let revision = quoted.and_then(|tag| tag.parse().ok());
+                let bare = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag);
+                let is_number = (1..=18).contains(&bare.len()) && bare.bytes().all(|byte| byte.is_ascii_digit());
+                let revision = bare.parse().ok().filter(|_| is_number);
                 revision.map(|revision| Some(Expected::Revision(revision))).ok_or_else(|| {
-                    Refusal::new(
-                        Why::Malformed,
-                        format!("If-Match is \"<resourceVersion>\" in quotes, or *; not {tag}"),
-                    )
+                    Refusal::new(Why::Malformed, format!("If-Match is \"<resourceVersion>\" or *, not {tag:?}"))
                 })
             }
         }
@@ -211,9 +223,20 @@ pub(super) fn place(kind: ObjectKind, name: &Name) -> String {
     }
 }
 
-/// 400 for a query parameter.
+/// Refuses a query parameter that has the right form, and cannot be meant.
 pub(super) fn bad_param(name: &str, message: impl Into<String>) -> Refusal {
-    Refusal::faults(Why::Malformed, vec![Fault::new(name, message)])
+    Refusal::faults(Why::Invalid, vec![Fault::new(name, message)])
+}
+
+/// Refuses parts of the path that can be the name of nothing.
+fn check_path(path: &[(String, String)]) -> Result<(), Refusal> {
+    let faults: Vec<_> = path
+        .iter()
+        .filter_map(|(name, value)| {
+            check_param(&path_param(name), value).err().map(|message| Fault::new(name, message))
+        })
+        .collect();
+    if faults.is_empty() { Ok(()) } else { Err(Refusal::faults(Why::Malformed, faults)) }
 }
 
 fn query(uri: &http::Uri, operation: &Operation) -> Result<BTreeMap<String, String>, Refusal> {
@@ -222,15 +245,27 @@ fn query(uri: &http::Uri, operation: &Operation) -> Result<BTreeMap<String, Stri
     let mut query = BTreeMap::new();
     let mut faults = Vec::new();
     for (name, value) in pairs.0 {
-        if !operation.query.iter().any(|known| known.name == name) {
+        let Some(param) = operation.query.iter().find(|known| known.name == name) else {
             let hint = Suggest::for_word(&name, operation.query.iter().map(|known| known.name));
             let message = format!("is no parameter of this operation{hint}");
+            faults.push(Fault::new(name, message));
+            continue;
+        };
+        if let Err(message) = check_param(&(param.schema)(), &value) {
             faults.push(Fault::new(name, message));
         } else if query.insert(name.clone(), value).is_some() {
             faults.push(Fault::new(name, "is there twice; which of the two is meant?"));
         }
     }
     if faults.is_empty() { Ok(query) } else { Err(Refusal::faults(Why::Malformed, faults)) }
+}
+
+/// Reads on where a request is refused unread: a client of HTTP/1.1 that still sends when the
+/// connection closes may never see the answer.
+async fn discard(body: Body) {
+    let read = Limited::new(body, DISCARDED).collect();
+    // Whatever comes of it, the refusal is sent.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
 }
 
 async fn parse(bytes: bytes::Bytes, format: Format) -> Result<Value, Refusal> {

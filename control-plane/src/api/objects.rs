@@ -7,7 +7,7 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use heddle_api::{
     problem::Fault,
     resource::{API_VERSION, AnyObject, Name, ObjectKind},
-    validate,
+    validate::{self, Invalid},
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -99,20 +99,13 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
     let kind = call.kind();
     let text = call.param("labelSelector").unwrap_or_default();
     let selector: Selector = text.parse().map_err(|message| bad_param("labelSelector", message))?;
-    if call.flag("watch")? {
+    if call.flag("watch") {
         return watch::watch(call, selector).await;
     }
     if call.param("resourceVersion").is_some() {
         return Err(bad_param("resourceVersion", "belongs to watch=true"));
     }
-    let limit = match call.param("limit") {
-        None => PAGE,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|limit| (1..=MAX_PAGE).contains(limit))
-            .ok_or_else(|| bad_param("limit", format!("{text:?} is no number from 1 to {MAX_PAGE}")))?,
-    };
+    let limit = call.param("limit").and_then(|text| text.parse().ok()).unwrap_or(PAGE);
     let namespace = Some(call.part("namespace")).filter(|namespace| !namespace.is_empty());
     let list = format!("{}/{}/{text}", kind.plural(), namespace.unwrap_or_default());
     let token = call.param("continue").map(|text| Token::decode(text, &list)).transpose()?;
@@ -168,15 +161,19 @@ fn from_view<'a>(
 pub(super) async fn put(mut call: Call) -> Result<Response, Refusal> {
     let body = call.body();
     let expected = call.expected()?;
-    let object = read(&call, &body)?;
+    let object = read(&call, &body, Why::Malformed)?;
     let result = apply(&call, Operation::Apply { object, expected }).await?;
     let status = if result.action == Action::Created { StatusCode::CREATED } else { StatusCode::OK };
     call.answer_object(status, &with_status(&call, result.object))
 }
 
-/// A document as the object that the path names.
-fn read(call: &Call, document: &Value) -> Result<AnyObject, Refusal> {
-    let object = validate::object(document, Some(call.kind())).map_err(|invalid| Refusal::of_document(invalid, ""))?;
+/// A document as the object that the path names. If it has not the form of its kind: `malformed`, as
+/// it is not the document itself that was sent with a patch.
+fn read(call: &Call, document: &Value, malformed: Why) -> Result<AnyObject, Refusal> {
+    let object = validate::object(document, Some(call.kind())).map_err(|invalid| match invalid {
+        Invalid::Structure(faults) => Refusal::faults(malformed, faults),
+        Invalid::Meaning(faults) => Refusal::faults(Why::Invalid, faults),
+    })?;
     let (wanted, found) = (call.name(), object.name());
     let mut faults = Vec::new();
     let parts = [("name", &wanted.name, &found.name), ("namespace", &wanted.namespace, &found.namespace)];
@@ -190,7 +187,7 @@ fn read(call: &Call, document: &Value) -> Result<AnyObject, Refusal> {
 }
 
 async fn apply(call: &Call, operation: Operation) -> Result<OperationResult, Refusal> {
-    let applied = call.api.state.registry.apply(vec![operation], &call.author(), call.flag("dryRun")?).await;
+    let applied = call.api.state.registry.apply(vec![operation], &call.author(), call.flag("dryRun")).await;
     only_result(applied?)
 }
 
@@ -214,9 +211,9 @@ pub(super) async fn patch(mut call: Call) -> Result<Response, Refusal> {
         };
         let mut document = serde_json::to_value(before).expect("an object is JSON: its maps have text keys");
         merge(&mut document, &patch);
-        Ok(Arc::new(vec![Operation::Apply { object: read(&call, &document)?, expected }]))
+        Ok(Arc::new(vec![Operation::Apply { object: read(&call, &document, Why::Invalid)?, expected }]))
     };
-    let applied = call.api.state.registry.apply_with(operations, &call.author(), call.flag("dryRun")?).await;
+    let applied = call.api.state.registry.apply_with(operations, &call.author(), call.flag("dryRun")).await;
     let result = only_result(applied?)?;
     call.answer_object(StatusCode::OK, &with_status(&call, result.object))
 }

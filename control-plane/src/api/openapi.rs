@@ -97,7 +97,16 @@ fn responses(operation: &Operation) -> Value {
                 response["content"][media::LINES] = json!({ "schema": reference("WatchEvent") });
             }
         }
+        for (id, parameters) in &operation.links {
+            let parameters: Map<_, _> =
+                parameters.iter().map(|(name, from)| ((*name).to_owned(), json!(from))).collect();
+            response["links"][id] = json!({ "operationId": id, "parameters": parameters });
+        }
         responses.insert(status.as_str().to_owned(), response);
+    }
+    // From beneath this API, so without a problem.
+    for (status, description) in [("414", "The URI is too long"), ("431", "The headers are too large")] {
+        responses.insert(status.to_owned(), json!({ "description": description }));
     }
     let body: &[Why] = if operation.body.is_some() { WITH_BODY } else { &[] };
     let mut told = BTreeSet::new();

@@ -6,6 +6,7 @@ use futures_util::future::BoxFuture;
 use heddle_api::{
     resource::{MESH_CONFIG_NAME, ObjectKind},
     schema::{DNS_LABEL, Definitions, reference},
+    validate::form_fault,
 };
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -44,6 +45,8 @@ pub(super) struct Operation {
     pub(super) body: Option<BodySpec>,
     pub(super) answers: Vec<(StatusCode, &'static str, Option<Value>)>,
     pub(super) refusals: &'static [Why],
+    /// Operations that the answer leads to, with their parameters, as OpenAPI's runtime expressions.
+    pub(super) links: Vec<(String, &'static [(&'static str, &'static str)])>,
     /// Whether it can be watched.
     pub(super) watchable: bool,
     pub(super) handler: Handler,
@@ -63,6 +66,33 @@ pub(super) struct Param {
     pub(super) schema: fn() -> Value,
 }
 
+/// Whether the text of a parameter has the form that its schema says.
+pub(super) fn check_param(schema: &Value, text: &str) -> Result<(), String> {
+    match schema["type"].as_str() {
+        Some("boolean") if !matches!(text, "true" | "false") => Err(format!("{text:?} is neither true nor false")),
+        Some("integer") => {
+            let (minimum, maximum) = (schema["minimum"].as_u64().unwrap_or(0), schema["maximum"].as_u64());
+            let maximum = maximum.unwrap_or(u64::MAX);
+            match text.parse::<u64>() {
+                Ok(number) if (minimum..=maximum).contains(&number) => Ok(()),
+                _ => Err(format!("{text:?} is no number from {minimum} to {maximum}")),
+            }
+        }
+        Some("string") => {
+            let longest = schema["maxLength"].as_u64().unwrap_or(u64::MAX);
+            if text.chars().count() as u64 > longest {
+                return Err(format!("has more than {longest} characters"));
+            }
+            let Some(pattern) = schema["pattern"].as_str() else { return Ok(()) };
+            match regex::Regex::new(pattern) {
+                Ok(regex) if !regex.is_match(text) => Err(form_fault(pattern, text)),
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
 fn flag() -> Value {
     json!({ "type": "boolean", "default": false })
 }
@@ -74,7 +104,7 @@ const SELECTOR: Param = Param {
     name: "labelSelector",
     description: "Only objects with such labels, e.g. `tier=web,env in (test, dev),!legacy`; \
                   requirements are `key=value`, `key!=value`, `key in (…)`, `key notin (…)`, `key` and `!key`.",
-    schema: || json!({ "type": "string", "maxLength": 4096, "examples": ["app=orders"] }),
+    schema: || json!({ "type": "string", "maxLength": 1024, "examples": ["app=orders"] }),
 };
 
 const LIST: &[Param] = &[
@@ -87,7 +117,7 @@ const LIST: &[Param] = &[
     Param {
         name: "continue",
         description: "Where the last page ended: its `metadata.continue`. All pages are as of one moment.",
-        schema: || json!({ "type": "string", "maxLength": 1024 }),
+        schema: || json!({ "type": "string", "maxLength": 512 }),
     },
     Param {
         name: "watch",
@@ -97,14 +127,14 @@ const LIST: &[Param] = &[
     Param {
         name: "resourceVersion",
         description: "With `watch`: only changes after this version of a list. Without it, what is there comes first.",
-        schema: || json!({ "type": "string", "pattern": "^[0-9]{1,19}$" }),
+        schema: || json!({ "type": "string", "pattern": "^[0-9]{1,18}$" }),
     },
 ];
 
 const IF_MATCH: Param = Param {
     name: "If-Match",
-    description: "Only if the object is at this `metadata.resourceVersion` (in quotes), or exists at all (`*`).",
-    schema: || json!({ "type": "string", "pattern": "^(\\*|\"[0-9]{1,19}\")$", "examples": ["\"42\""] }),
+    description: "Only if the object is at this `metadata.resourceVersion` (in quotes or not), or exists at all (`*`).",
+    schema: || json!({ "type": "string", "pattern": "^(\\*|\"[0-9]{1,18}\"|[0-9]{1,18})$", "examples": ["\"42\""] }),
 };
 
 const IF_NONE_MATCH: Param = Param {
@@ -125,6 +155,9 @@ pub(super) const ALWAYS: &[Why] = &[
 ];
 /// What any operation with a body may be refused for.
 pub(super) const WITH_BODY: &[Why] = &[Why::TooSlow, Why::TooLarge, Why::UnsupportedMediaType, Why::Invalid];
+
+const SAME_OBJECT: &[(&str, &str)] = &[("namespace", "$request.path.namespace"), ("name", "$request.path.name")];
+const SAME_ID: &[(&str, &str)] = &[("id", "$response.body#/id")];
 
 macro_rules! handler {
     ($($path:ident)::+) => {
@@ -169,6 +202,7 @@ fn simple(id: &str, method: Method, path: &str, summary: &str, role: Role, handl
         body: None,
         answers: Vec::new(),
         refusals: &[],
+        links: Vec::new(),
         watchable: false,
         handler,
     }
@@ -197,7 +231,7 @@ fn of_kind(kind: ObjectKind, operations: &mut Vec<Operation>) {
         operations.push(base(Operation {
             query: LIST,
             answers: vec![(StatusCode::OK, "A page of them.", Some(reference(&types::list_name(kind))))],
-            refusals: &[Why::Gone],
+            refusals: &[Why::Gone, Why::Invalid],
             watchable: true,
             ..simple(&id, Method::GET, &path, &summary, Role::Viewer, handler!(objects::list))
         }));
@@ -223,6 +257,11 @@ fn of_kind(kind: ObjectKind, operations: &mut Vec<Operation>) {
             (StatusCode::CREATED, "It is new.", object()),
         ],
         refusals: &[Why::Conflict, Why::PreconditionFailed],
+        links: ["get", "patch", "delete"]
+            .iter()
+            .filter(|verb| **verb != "delete" || kind != ObjectKind::MeshConfig)
+            .map(|verb| (format!("{verb}{name}"), if kind.is_namespaced() { SAME_OBJECT } else { &[][..] }))
+            .collect(),
         ..simple(
             &format!("put{name}"),
             Method::PUT,
@@ -368,6 +407,7 @@ fn of_tokens(definitions: &mut Definitions, operations: &mut Vec<Operation>) {
             "The token, and all that a proxy needs to join; shown once.",
             Some(definitions.of::<types::NewJoinTokenAnswer>()),
         )],
+        links: vec![("deleteJoinToken".to_owned(), SAME_ID)],
         ..simple(
             "createJoinToken",
             Method::POST,
@@ -412,6 +452,7 @@ fn of_tokens(definitions: &mut Definitions, operations: &mut Vec<Operation>) {
             Some(definitions.of::<types::NewApiTokenAnswer>()),
         )],
         refusals: &[Why::Conflict],
+        links: vec![("deleteApiToken".to_owned(), SAME_ID)],
         ..simple(
             "createApiToken",
             Method::POST,

@@ -1,10 +1,7 @@
 //! Refusals: every answer that is no success, as problem details (RFC 9457).
 
 use axum::response::{IntoResponse, Response};
-use heddle_api::{
-    problem::{Fault, MEDIA_TYPE, Problem},
-    validate::Invalid,
-};
+use heddle_api::problem::{Fault, MEDIA_TYPE, Problem};
 use http::{
     HeaderName, HeaderValue, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -126,15 +123,6 @@ impl Refusal {
         Self { header: Some((RETRY_AFTER, "1")), ..Self::new(Why::TooManyRequests, detail) }
     }
 
-    /// Faults of a document, as the field `outer` of what was sent.
-    pub(super) fn of_document(invalid: Invalid, outer: &str) -> Self {
-        let why = match invalid {
-            Invalid::Structure(_) => Why::Malformed,
-            Invalid::Meaning(_) => Why::Invalid,
-        };
-        Self::faults(why, invalid.into_faults().into_iter().map(|fault| fault.under(outer)).collect())
-    }
-
     /// Why a transaction was refused; `place` says where an operation stands in what was sent.
     pub(super) fn of_apply(error: ApplyError, place: impl Fn(usize) -> String) -> Self {
         let text = error.to_string();
@@ -157,7 +145,7 @@ impl From<StoreError> for Refusal {
         match &error {
             StoreError::Compacted { .. } => Self::new(Why::Gone, format!("{error}; list again, and go on from there")),
             StoreError::Future { .. } => Self::faults(
-                Why::Malformed,
+                Why::Invalid,
                 vec![Fault::new("resourceVersion", format!("{error}; it may be of another control plane"))],
             ),
             StoreError::Invalid(_) | StoreError::Backend(_) | StoreError::Closed => {

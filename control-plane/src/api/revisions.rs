@@ -16,12 +16,12 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
 }
 
 pub(super) async fn get(call: Call) -> Result<Response, Refusal> {
-    let (summary, changes) = call.api.state.registry.revisions().get(call.number("revision")?).await?;
+    let (summary, changes) = call.api.state.registry.revisions().get(call.number("revision")).await?;
     call.answer(StatusCode::OK, &RevisionDetail { summary, changes })
 }
 
 pub(super) async fn diff(call: Call) -> Result<Response, Refusal> {
-    let (from, to) = (call.number("from")?, call.number("to")?);
+    let (from, to) = (call.number("from"), call.number("to"));
     let items = call.api.state.registry.revisions().diff(from, to).await?;
     call.answer(StatusCode::OK, &DifferenceList { items })
 }
@@ -30,6 +30,6 @@ pub(super) async fn rollback(mut call: Call) -> Result<Response, Refusal> {
     let body = call.body();
     let request: RollbackRequest =
         call.api.shapes.rollback.read(&body).map_err(|faults| Refusal::faults(Why::Malformed, faults))?;
-    let applied = call.api.state.registry.rollback(request.revision, &call.author(), call.flag("dryRun")?).await?;
+    let applied = call.api.state.registry.rollback(request.revision, &call.author(), call.flag("dryRun")).await?;
     transactions::answer(&call, applied)
 }

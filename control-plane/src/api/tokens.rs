@@ -81,6 +81,9 @@ pub(super) async fn list_api(call: Call) -> Result<Response, Refusal> {
 }
 
 pub(super) async fn delete_api(call: Call) -> Result<Response, Refusal> {
+    if call.part("id") == call.token.id {
+        return Err(Refusal::new(Why::Conflict, "a token cannot delete itself; use another one, so that one is left"));
+    }
     call.api.state.api_tokens.delete(call.part("id")).await?;
     tracing::info!(by = call.token.name, id = call.part("id"), "deleted an API token");
     Ok(StatusCode::NO_CONTENT.into_response())

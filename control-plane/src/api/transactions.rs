@@ -40,7 +40,7 @@ pub(super) async fn transact(mut call: Call) -> Result<Response, Refusal> {
         .iter()
         .map(|operation| if matches!(operation, Operation::Apply { .. }) { "apply" } else { "delete" })
         .collect();
-    let applied = call.api.state.registry.apply(operations, &call.author(), call.flag("dryRun")?).await;
+    let applied = call.api.state.registry.apply(operations, &call.author(), call.flag("dryRun")).await;
     let place = |index: usize| format!("operations[{index}].{}", fields.get(index).copied().unwrap_or_default());
     answer(&call, applied.map_err(|error| Refusal::of_apply(error, place))?)
 }

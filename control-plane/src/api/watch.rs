@@ -53,12 +53,7 @@ pub(super) async fn watch(call: Call, selector: Selector) -> Result<Response, Re
             return Err(bad_param(param, "belongs to a list, not to watch=true"));
         }
     }
-    let from = match call.param("resourceVersion") {
-        None => None,
-        Some(text) => Some(
-            text.parse::<Revision>().map_err(|_| bad_param("resourceVersion", format!("{text:?} is no version")))?,
-        ),
-    };
+    let from = call.param("resourceVersion").and_then(|text| text.parse::<Revision>().ok());
     let registry = &call.api.state.registry;
     let view = registry.view();
     if let Some(from) = from

@@ -90,7 +90,7 @@ async fn the_table_of_operations_is_all_there_is() {
     let paths = document["paths"].as_object().unwrap();
     assert!(paths.len() > 25);
     for (path, item) in paths {
-        let path = path.replace("{namespace}", "shop").replace("{name}", "x").replace("{id}", "x");
+        let path = path.replace("{namespace}", "shop").replace("{name}", "x").replace("{id}", "0123456789abcdef");
         let path = path.replace("{revision}", "1").replace("{from}", "1").replace("{to}", "1");
         for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
             let answer = server.send(server.request(method.clone(), &path).body(Body::empty()).unwrap()).await;
@@ -112,18 +112,24 @@ async fn the_table_of_operations_is_all_there_is() {
 async fn parameters_and_forms_that_are_not_known_are_refused() {
     let server = Server::start().await;
     for query in [
+        "resourceVersion=1",
+        "continue=x",
+        "labelSelector=a%20b",
+        "watch=true&limit=1",
+        "watch=true&resourceVersion=99",
+    ] {
+        assert_eq!(server.get(&format!("/v1/services?{query}")).await.expect(422).faults().len(), 1, "{query}");
+    }
+    let long = format!("labelSelector={}", "a".repeat(1025));
+    for query in [
+        long.as_str(),
         "lable=x",
         "limit=x",
         "limit=0",
         "limit=5001",
         "watch=yes",
         "limit=1&limit=2",
-        "continue=x",
-        "labelSelector=a%20b",
-        "resourceVersion=1",
         "watch=true&resourceVersion=x",
-        "watch=true&limit=1",
-        "watch=true&resourceVersion=99",
         "dryRun=true",
     ] {
         let answer = server.get(&format!("/v1/services?{query}")).await.expect(400);
@@ -172,6 +178,14 @@ async fn tokens_are_made_listed_and_deleted() {
     let admin = listed["items"].as_array().unwrap().iter().find(|token| token["role"] == "admin").unwrap();
     let own = admin["id"].as_str().unwrap();
     server.delete(&format!("/v1/api-tokens/{own}")).await.expect(409);
+    let other = server.token_of(Role::Admin).await;
+    let delete_self = Request::delete(format!("/v1/api-tokens/{}", other.split('_').nth(1).unwrap()));
+    let delete_self = delete_self.header("authorization", format!("Bearer {other}")).body(Body::empty()).unwrap();
+    server.send(delete_self).await.expect(409);
+    let delete_other =
+        Request::delete(format!("/v1/api-tokens/{own}")).header("authorization", format!("Bearer {other}"));
+    server.send(delete_other.body(Body::empty()).unwrap()).await.expect(204);
+    let server = Server { token: other, ..server };
     server.delete("/v1/api-tokens/0123456789abcdef").await.expect(404);
     for (body, path) in [
         (json!({ "name": "x" }), "role"),

@@ -118,8 +118,8 @@ async fn pages_are_as_of_one_moment() {
     assert!(last["metadata"].get("continue").is_none());
     assert_eq!(server.names("/v1/services?limit=4").await, ["a", "b", "bb", "d"]);
 
-    server.get(&format!("/v1/workloads?limit=2&continue={next}")).await.expect(400);
-    server.get(&format!("/v1/services?labelSelector=x&continue={next}")).await.expect(400);
+    server.get(&format!("/v1/workloads?limit=2&continue={next}")).await.expect(422);
+    server.get(&format!("/v1/services?labelSelector=x&continue={next}")).await.expect(422);
     for n in 0..10 {
         for name in ["x", "y", "z", "w", "v"] {
             server.labelled(name, json!({ "n": n.to_string() })).await;

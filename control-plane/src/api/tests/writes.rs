@@ -43,7 +43,8 @@ async fn preconditions() {
     put(&[("if-none-match", "*")]).await.expect(412);
     put(&[("if-match", "*")]).await.expect(200);
     put(&[("if-match", "\"99\"")]).await.expect(412);
-    put(&[("if-match", "\"1\""), ("if-none-match", "*")]).await.expect(400);
+    put(&[("if-match", "\"1\""), ("if-none-match", "*")]).await.expect(412);
+    put(&[("if-match", "99")]).await.expect(412);
     let version = server.get(ORDERS).await.header("etag").to_owned();
     let patch = json!({ "metadata": { "labels": { "x": "1" } } });
     server.call_with(Method::PATCH, ORDERS, &patch, &[("if-match", &version)]).await.expect(200);
@@ -102,10 +103,10 @@ async fn patches_merge() {
         patch(json!({ "spec": { "hosts": null }, "metadata": { "labels": { "a": null } } })).await.expect(200).json();
     assert!(patched["spec"].get("hosts").is_none());
     assert_eq!(patched["metadata"]["labels"], json!({ "b": "2" }));
-    assert_eq!(patch(json!({ "spec": { "port": 1 } })).await.expect(400).faults(), ["spec.port"]);
-    assert_eq!(patch(json!({ "spec": { "ports": null } })).await.expect(400).faults(), ["spec.ports"]);
+    assert_eq!(patch(json!({ "spec": { "port": 1 } })).await.expect(422).faults(), ["spec.port"]);
+    assert_eq!(patch(json!({ "spec": { "ports": null } })).await.expect(422).faults(), ["spec.ports"]);
     assert_eq!(patch(json!({ "metadata": { "name": "other" } })).await.expect(422).faults(), ["metadata.name"]);
-    assert_eq!(patch(json!({ "kind": "Workload" })).await.expect(400).faults(), ["kind"]);
+    assert_eq!(patch(json!({ "kind": "Workload" })).await.expect(422).faults(), ["kind"]);
     patch(json!([1])).await.expect(400);
     let mesh =
         json!({ "apiVersion": "heddle.dev/v1", "kind": "MeshConfig", "metadata": { "name": "mesh" }, "spec": {} });
