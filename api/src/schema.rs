@@ -1,6 +1,8 @@
 //! JSON Schemas (2020-12) of all resource types, as they stand in the OpenAPI document and as
 //! documents are checked against them.
 
+pub mod examples;
+
 use std::sync::LazyLock;
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -74,6 +76,7 @@ impl Definitions {
                     "status": status,
                 },
                 "additionalProperties": false,
+                "examples": [examples::object(*kind)],
             });
             self.add(kind.as_str(), schema);
         }

@@ -58,8 +58,8 @@ impl Invalid {
 /// Reads a document as an object. With a kind, it must be of that kind.
 pub fn object(document: &Value, expected: Option<ObjectKind>) -> Result<AnyObject, Invalid> {
     let kind = kind(document, expected).map_err(|fault| Invalid::Structure(vec![fault]))?;
-    let mut faults = structure::check(kind, document);
-    if faults.is_empty() {
+    let findings = structure::check(kind, document);
+    if findings.is_empty() {
         return match read(kind, document) {
             Ok(object) => match meaning(&object) {
                 faults if faults.is_empty() => Ok(object),
@@ -68,16 +68,13 @@ pub fn object(document: &Value, expected: Option<ObjectKind>) -> Result<AnyObjec
             Err(fault) => Err(Invalid::Structure(vec![fault])),
         };
     }
-    // What is left without the faulty parts may have faults of its own: tell them at once, too.
-    let pruned = structure::prune(document, &faults);
-    if structure::check(kind, &pruned).is_empty()
-        && let Ok(object) = read(kind, &pruned)
-    {
-        let related = |one: &str, other: &str| one.starts_with(other) || other.starts_with(one);
-        let more = meaning(&object);
-        let known = faults.clone();
-        faults.extend(more.into_iter().filter(|fault| known.iter().all(|known| !related(&known.path, &fault.path))));
-    }
+    // What is left without the faulty parts may have faults of its own: tell them at once, too. (No
+    // list may be longer than the schema allows, as some checks compare all with all.)
+    let rest = structure::prune(document, &findings);
+    let more = read(kind, &rest).map_or_else(|_| Vec::new(), |object| meaning(&object));
+    let is_new = |fault: &Fault| findings.iter().all(|finding| !finding.covers(fault));
+    let mut faults: Vec<_> = more.into_iter().filter(is_new).collect();
+    faults.extend(findings.into_iter().map(|finding| finding.fault));
     faults.sort();
     Err(Invalid::Structure(faults))
 }

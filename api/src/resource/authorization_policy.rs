@@ -35,6 +35,7 @@ pub struct TargetRef {
     /// `Service`.
     pub kind: TargetKind,
     /// Its name.
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: String,
 }
 
@@ -51,6 +52,7 @@ pub enum TargetKind {
 pub struct RuleSpec {
     /// Shown where the rule decided; its index when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: Option<String>,
     /// Any of them; absent or empty: any caller, even an unauthenticated one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -30,6 +30,7 @@ pub struct ParentRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<super::TargetKind>,
     /// A service of the route's namespace.
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: String,
     /// One of its ports; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,6 +44,7 @@ pub struct ParentRef {
 pub struct HttpRouteRule {
     /// Unique in the route; shown in metrics and explanations. Its index when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: Option<String>,
     /// Any of them; absent: every request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -270,9 +272,11 @@ pub struct BackendRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<super::TargetKind>,
     /// A service.
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: String,
     /// Its namespace; the route's when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub namespace: Option<String>,
     /// One of its ports; may be absent where it has just one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -343,6 +347,7 @@ pub struct GrpcRouteSpec {
 pub struct GrpcRouteRule {
     /// Unique in the route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: Option<String>,
     /// Any of them; absent: every call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -409,6 +414,7 @@ pub struct TcpRouteSpec {
 pub struct TcpRouteRule {
     /// Shown in metrics and explanations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: Option<String>,
     /// Chosen by weight, per connection; no filters.
     #[schemars(length(min = 1, max = 16))]

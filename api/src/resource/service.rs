@@ -37,6 +37,7 @@ pub struct ServicePortSpec {
     pub port: u16,
     /// DNS label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: Option<String>,
     /// What is spoken; detected from the first bytes when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -34,6 +34,7 @@ pub struct WorkloadSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadService {
     /// Name of the service.
+    #[schemars(regex(pattern = crate::schema::DNS_LABEL))]
     pub name: String,
     /// Which of its ports; all when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

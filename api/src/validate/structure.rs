@@ -23,6 +23,14 @@ use crate::{
 /// Longest value that is quoted in a message, characters.
 const QUOTED: usize = 60;
 
+impl Finding {
+    /// Whether another fault may be there only because of this one.
+    pub(super) fn covers(&self, other: &Fault) -> bool {
+        let (one, other) = (&self.fault.path, &other.path);
+        if self.is_readable { one == other } else { one.starts_with(other.as_str()) || other.starts_with(one.as_str()) }
+    }
+}
+
 /// The form of a kind of document: a schema, ready to check documents against.
 #[derive(Debug)]
 pub struct Shape {
@@ -38,8 +46,16 @@ static KINDS: LazyLock<HashMap<ObjectKind, Shape>> = LazyLock::new(|| {
 });
 
 /// Everything in which a document has not the form of its kind, by path.
-pub(super) fn check(kind: ObjectKind, document: &Value) -> Vec<Fault> {
-    KINDS[&kind].check(document)
+pub(super) fn check(kind: ObjectKind, document: &Value) -> Vec<Finding> {
+    KINDS[&kind].find(document)
+}
+
+/// A fault of structure.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Finding {
+    pub(super) fault: Fault,
+    /// Whether what stands there has the right type, so that the rest can be checked beside it.
+    is_readable: bool,
 }
 
 impl Shape {
@@ -56,13 +72,26 @@ impl Shape {
 
     /// Everything in which a document has not this form, by path.
     pub fn check(&self, document: &Value) -> Vec<Fault> {
-        let mut faults = Vec::new();
+        self.find(document).into_iter().map(|finding| finding.fault).collect()
+    }
+
+    fn find(&self, document: &Value) -> Vec<Finding> {
+        let mut findings = Vec::new();
         for error in self.validator.iter_errors(document) {
+            let is_readable = matches!(
+                error.kind(),
+                ValidationErrorKind::Pattern { .. }
+                    | ValidationErrorKind::MinItems { .. }
+                    | ValidationErrorKind::MinLength { .. }
+                    | ValidationErrorKind::MaxLength { .. }
+            );
+            let mut faults = Vec::new();
             self.explain(&error, &mut faults);
+            findings.extend(faults.into_iter().map(|fault| Finding { fault, is_readable }));
         }
-        faults.sort();
-        faults.dedup();
-        faults
+        findings.sort();
+        findings.dedup();
+        findings
     }
 
     fn explain(&self, error: &ValidationError<'_>, faults: &mut Vec<Fault>) {
@@ -227,11 +256,11 @@ fn path_of(steps: &[LocationSegment<'_>]) -> String {
     path
 }
 
-/// The document without the fields that are faulty. Entries of lists stay, so that paths do.
-pub(super) fn prune(document: &Value, faults: &[Fault]) -> Value {
+/// The document without the fields that cannot be read. Entries of lists stay, so that paths do.
+pub(super) fn prune(document: &Value, findings: &[Finding]) -> Value {
     let mut pruned = document.clone();
-    for fault in faults {
-        remove(&mut pruned, &fault.path, String::new());
+    for finding in findings.iter().filter(|finding| !finding.is_readable) {
+        remove(&mut pruned, &finding.fault.path, String::new());
     }
     pruned
 }

@@ -5,7 +5,7 @@ use axum::response::Response;
 use futures_util::future::BoxFuture;
 use heddle_api::{
     resource::{MESH_CONFIG_NAME, ObjectKind},
-    schema::{DNS_LABEL, Definitions, reference},
+    schema::{DNS_LABEL, Definitions, examples, reference},
     validate::form_fault,
 };
 use http::{Method, StatusCode};
@@ -183,7 +183,8 @@ pub(super) fn path_param(name: &str) -> Value {
     match name {
         "revision" | "from" | "to" => json!({ "type": "integer", "minimum": 0, "maximum": i64::MAX }),
         "id" => json!({ "type": "string", "pattern": "^[0-9a-f]{16}$" }),
-        _ => json!({ "type": "string", "pattern": DNS_LABEL }),
+        "namespace" => json!({ "type": "string", "pattern": DNS_LABEL, "examples": [examples::NAMESPACE] }),
+        _ => json!({ "type": "string", "pattern": DNS_LABEL, "examples": [examples::NAME] }),
     }
 }
 

@@ -111,3 +111,13 @@ async fn the_openapi_document_is_one() {
         assert!(put["responses"].get(status).is_some(), "{status}");
     }
 }
+
+#[tokio::test]
+async fn the_examples_hold_together() {
+    use heddle_api::schema::examples;
+    let server = Server::start().await;
+    for kind in heddle_api::resource::ObjectKind::ALL {
+        let name = AnyObject::from_value(*kind, examples::object(*kind)).unwrap().name();
+        server.put(&call::place(*kind, &name), &examples::object(*kind)).await.expect(201);
+    }
+}
