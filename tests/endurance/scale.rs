@@ -86,7 +86,8 @@ async fn a_large_mesh_costs_a_proxy_nothing_and_a_change_arrives_at_once() {
     call_all(&large_client).await;
 
     let control_plane = large.control_plane.as_ref().expect("it runs").pss();
-    let (small, big) = (small_client.process.pss(), large_client.process.pss());
+    // Without the program's own pages: how many of these are in is chance, the same for both.
+    let (small, big) = (small_client.process.allocated(), large_client.process.allocated());
     println!(
         "control plane with {SERVICES} services and {} endpoints: {} MiB; a proxy that uses three: {} KiB, in a mesh of three: {} KiB",
         SERVICES * ENDPOINTS_EACH,
@@ -95,7 +96,7 @@ async fn a_large_mesh_costs_a_proxy_nothing_and_a_change_arrives_at_once() {
         small / 1024,
     );
     assert!(control_plane < 300 * MIB, "the control plane holds {} MiB", control_plane / MIB);
-    assert!(big.abs_diff(small) <= MIB, "a proxy holds {big} bytes in a large mesh, {small} in a small one");
+    assert!(big <= small + MIB, "a proxy holds {big} bytes in a large mesh, {small} in a small one");
 
     // A change, until it decides about requests.
     let http = large_client.client();

@@ -2,6 +2,7 @@
 
 mod calls;
 mod cli;
+mod docs;
 mod jaeger;
 mod life;
 mod resilience;

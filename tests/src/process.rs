@@ -120,8 +120,20 @@ impl Process {
     /// # Panics
     /// When the process has ended.
     pub fn pss(&self) -> u64 {
+        self.memory("Pss:")
+    }
+
+    /// What it allocated itself (heap and stacks), bytes: proportional set size without files.
+    ///
+    /// # Panics
+    /// When the process has ended.
+    pub fn allocated(&self) -> u64 {
+        self.memory("Pss_Anon:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id())).expect("a running process");
-        let line = rollup.lines().find(|line| line.starts_with("Pss:")).expect("a Pss line");
+        let line = rollup.lines().find(|line| line.starts_with(field)).expect("a line of it");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
     }
 }
