@@ -392,7 +392,8 @@ impl ProxyAddresses {
     }
 }
 
-fn client_builder() -> reqwest::ClientBuilder {
+/// A client that asks no proxy on its way.
+pub fn client_builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder().no_proxy()
 }
 
