@@ -5,7 +5,7 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use heddle_certs::{SpiffeId, verify};
 use rustls::pki_types::ServerName;
@@ -185,7 +185,7 @@ async fn connect_mesh(
     }
     let peer = verify::peer(session.peer_certificates().unwrap_or_default())
         .map_err(|error| Error::new(ErrorKind::PeerIdentity, format!("{address}: {error}")))?;
-    let expires = in_time(peer.not_after.min(credentials.svid.not_after()));
+    let expires = credentials.in_time(peer.not_after.min(credentials.svid.not_after()));
     Ok(Connected {
         stream: tokio_rustls::TlsStream::from(tls).into(),
         peer: Some(peer.id),
@@ -225,12 +225,4 @@ fn handshake_error(address: SocketAddr, error: &io::Error) -> Error {
         None => format!("{address}: {error}"),
     };
     Error::new(kind, detail)
-}
-
-/// A point of the day as a point of the monotonic clock.
-pub(crate) fn in_time(at: SystemTime) -> Instant {
-    let now = Instant::now();
-    let left = at.duration_since(SystemTime::now()).unwrap_or_default();
-    // A certificate of centuries is no reason to overflow.
-    now.checked_add(left).unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
 }

@@ -11,6 +11,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
@@ -19,7 +20,7 @@ use heddle_certs::{
     rotation::{self, State},
     tls::{self, ClientAuth},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub(crate) use self::{
     issue::{Attestation, Issue, IssueError, Issuer},
@@ -201,6 +202,14 @@ impl Credentials {
     /// Whether the certificate is valid now.
     pub fn is_valid(&self) -> bool {
         is_valid(&self.svid, &*self.clock)
+    }
+
+    /// A point of the day as a point of the monotonic clock.
+    pub(crate) fn in_time(&self, at: SystemTime) -> Instant {
+        let now = Instant::now();
+        let left = at.duration_since(self.clock.now()).unwrap_or_default();
+        // A certificate of centuries is no reason to overflow.
+        now.checked_add(left).unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
     }
 
     /// For one connection to a peer that must prove any of these identities, with one protocol of

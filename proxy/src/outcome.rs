@@ -63,6 +63,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// An authorization rule denies it, or none allows it.
     Denied,
+    /// The caller's certificate has expired since its connection was made.
+    CertificateExpired,
     /// Plaintext, where only callers with a sidecar may come in.
     PlaintextRefused,
     /// Opaque bytes on a port that is declared HTTP or has request rules.

@@ -20,6 +20,8 @@ use std::{
 
 use prometheus::Registry;
 
+#[cfg(test)]
+pub(crate) use self::access_log::line as log_line;
 pub use self::metrics::{Open, Signals};
 use self::{
     metrics::{Cells, Metrics},

@@ -40,9 +40,14 @@ use crate::{
 
 /// Runs a test on a runtime like a worker's, with an end.
 pub(crate) fn run(test: impl Future<Output = ()> + 'static) {
+    run_within(Duration::from_secs(60), test);
+}
+
+/// Runs a test whose clock runs ahead.
+pub(crate) fn run_within(limit: Duration, test: impl Future<Output = ()> + 'static) {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
     runtime.block_on(async {
-        timeout(Duration::from_secs(60), test).await.expect("the test takes too long");
+        timeout(limit, test).await.expect("the test takes too long");
     });
 }
 
@@ -253,7 +258,8 @@ impl TestMesh {
         identity
     }
 
-    fn issue(&self, identity: &Identity, account: &str, lifetime: Duration) {
+    /// A certificate of an account, which expires so soon.
+    pub(crate) fn issue(&self, identity: &Identity, account: &str, lifetime: Duration) {
         let options = SignOptions::new(lifetime, SystemTime::now());
         let svid = self.authority.issue(&spiffe_id(account), &options).unwrap();
         identity.set_svid(svid, Some(self.authority.bundle().clone())).unwrap();

@@ -30,7 +30,7 @@ pub enum TryResult<'a> {
         status: StatusCode,
         /// `grpc-status` of a trailers-only response.
         grpc_status: Option<u32>,
-        /// A peer proxy said `heddle-error: draining`: no app has seen it.
+        /// A peer proxy said in `heddle-error` that no app has seen it (it drains, say).
         never_sent: bool,
         /// `grpc-retry-pushback-ms`, negative: do not retry; or `Retry-After`.
         pushback: Option<Pushback>,
@@ -174,6 +174,7 @@ fn reason(policy: &RetryPolicy, result: TryResult<'_>) -> Option<(Reason, bool)>
                 | K::RequestTimeout
                 | K::DeadlineExceeded
                 | K::Denied
+                | K::CertificateExpired
                 | K::PlaintextRefused
                 | K::OpaqueRefused
                 | K::NotServed

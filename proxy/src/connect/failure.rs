@@ -45,7 +45,9 @@ pub(super) fn sent(error: &hyper::Error, who: &str) -> Error {
         if unprocessed {
             return Error::new(ErrorKind::UpstreamRefused, format!("{who}: {error}"));
         }
-        return Error::new(ErrorKind::UpstreamReset, format!("{who}: {error}")).after_send();
+        // What it sent was against the protocol, so that our side ended it.
+        let kind = if error.is_library() { ErrorKind::UpstreamProtocol } else { ErrorKind::UpstreamReset };
+        return Error::new(kind, format!("{who}: {error}")).after_send();
     }
     // With TLS 1.3 a client hears only after its own handshake that the server refuses its certificate;
     // such a server has read nothing else.

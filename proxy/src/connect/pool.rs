@@ -29,6 +29,7 @@ use super::{Carried, Connected, Target, connect, failure};
 use crate::{
     body::Body,
     cluster::limit::{Limit, Permit},
+    headers::HEDDLE_ERROR,
     identity::Identity,
     outcome::{Error, ErrorKind},
     serve::{Local, windows},
@@ -100,7 +101,7 @@ struct Facts {
     peer: Option<SpiffeId>,
     epoch: u64,
     /// Not to be used from then on.
-    until: Instant,
+    until: Cell<Instant>,
     used: Cell<Instant>,
     slot: Option<Slot>,
 }
@@ -171,6 +172,9 @@ impl Pool {
             on_connection(&Via { peer: facts.peer.as_ref(), connect, idle: facts.used.get().elapsed() }, &request);
             let mut error = match lease.send(request).await {
                 Ok(response) => {
+                    if self.target.mesh.is_some() && is_expired(&response) {
+                        lease.facts().until.set(Instant::now());
+                    }
                     let mut response = response.map(Body::from);
                     response.body_mut().settle().lease = Some(lease);
                     return Ok(response);
@@ -427,12 +431,20 @@ impl Facts {
         let now = Instant::now();
         let oldest = now + MAX_AGE;
         let until = expires.map_or(oldest, |expires| oldest.min(expires - EXPIRY_MARGIN.min((expires - now) / 4)));
-        Self { peer, epoch, until, used: Cell::new(now), slot }
+        Self { peer, epoch, until: Cell::new(until), used: Cell::new(now), slot }
     }
 
     fn is_usable(&self, now: Instant, epoch: u64, idle: Duration) -> bool {
-        self.epoch == epoch && now < self.until && now.saturating_duration_since(self.used.get()) < idle.min(MAX_IDLE)
+        self.epoch == epoch
+            && now < self.until.get()
+            && now.saturating_duration_since(self.used.get()) < idle.min(MAX_IDLE)
     }
+}
+
+/// The peer has refused the request because this proxy's certificate has expired: by its clock, which is not ours.
+fn is_expired(response: &Response<Incoming>) -> bool {
+    let reason = ErrorKind::CertificateExpired.row().reason;
+    response.headers().get(HEDDLE_ERROR).is_some_and(|said| said == reason)
 }
 
 impl Slots {

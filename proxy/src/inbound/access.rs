@@ -146,6 +146,7 @@ impl Connection {
             outcome.service = Some(port.name.service.clone());
             outcome.port = port.name.port;
         });
+        self.check_certificate()?;
         let said = self.judge(port, &parts.method, parts.uri.path())?;
         let result = self.verdict(port, &said);
         exchange.note(|outcome| outcome.authorization = Some(said));
@@ -154,9 +155,6 @@ impl Connection {
 
     fn judge(&self, port: &Port, method: &Method, path: &str) -> Result<Authorization, Error> {
         match &self.caller {
-            Caller::Meshed { id, expires, .. } if Instant::now() >= *expires => {
-                return Err(Error::new(ErrorKind::Denied, format!("the certificate of {id} has expired")));
-            }
             Caller::Meshed { .. } => {}
             Caller::Unmeshed if port.is_exempt(method, path) => {
                 return Ok(Authorization { allowed: true, policy: None, rule: None });
@@ -189,6 +187,16 @@ impl Connection {
         let said = port.policy.authorizer.at_opaque(&self.as_peer(port));
         self.verdict(port, &said)?;
         Ok(said)
+    }
+
+    /// Of what begins now; what began before is let finish.
+    pub(super) fn check_certificate(&self) -> Result<(), Error> {
+        match &self.caller {
+            Caller::Meshed { id, expires, .. } if Instant::now() >= *expires => {
+                Err(Error::new(ErrorKind::CertificateExpired, format!("the certificate of {id} has expired")))
+            }
+            Caller::Meshed { .. } | Caller::Unmeshed => Ok(()),
+        }
     }
 
     fn check_plaintext(&self, port: &Port) -> Result<(), Error> {

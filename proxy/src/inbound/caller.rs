@@ -93,7 +93,7 @@ pub(super) async fn terminate(
     let wanted = session.server_name().and_then(connect::parse_server_name);
     let carried = session.alpn_protocol().and_then(Carried::from_alpn);
     let carried = carried.ok_or_else(|| failed("it names none of the protocols between proxies"))?;
-    let expires = connect::in_time(peer.not_after);
+    let expires = credentials.in_time(peer.not_after);
     let caller = Caller::Meshed { id: peer.id, certificate_hash, expires };
     Ok((tokio_rustls::TlsStream::from(tls).into(), caller, wanted, carried))
 }

@@ -79,6 +79,7 @@ async fn admit(connection: &Connection, record: &mut ConnectionRecord) -> Result
     let port = connection.only_port()?;
     record.outcome.service = Some(port.name.service.clone());
     record.outcome.port = port.name.port;
+    connection.check_certificate()?;
     record.outcome.authorization = Some(connection.authorize_opaque(&port)?);
     let app = connect::connect(&worker.common.identity, &Target::plain(port.app), Carried::Tcp, CONNECT).await;
     Ok((port, app.map_err(app::as_of_app)?.stream))

@@ -202,17 +202,8 @@ fn is_of_endpoint(kind: ErrorKind) -> bool {
     use ErrorKind as K;
     matches!(
         kind,
-        K::ConnectFailed
-            | K::ConnectTimeout
-            | K::TlsFailed
-            | K::PeerIdentity
-            | K::UpstreamReset
-            | K::UpstreamRefused
-            | K::Draining
-            | K::AppUnavailable
-            | K::NotServed
-            | K::NotReady
-    )
+        K::ConnectFailed | K::ConnectTimeout | K::TlsFailed | K::PeerIdentity | K::UpstreamReset | K::UpstreamRefused
+    ) || kind.is_of_instance()
 }
 
 /// By weight.

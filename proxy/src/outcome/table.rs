@@ -50,6 +50,7 @@ impl ErrorKind {
         Self::PerTryTimeout,
         Self::DeadlineExceeded,
         Self::Denied,
+        Self::CertificateExpired,
         Self::PlaintextRefused,
         Self::OpaqueRefused,
         Self::NotServed,
@@ -130,6 +131,8 @@ impl ErrorKind {
                 row("deadline-exceeded", S::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, "http_response_timeout", TCP_OTHER, Downstream),
             Self::Denied =>
                 row("denied", S::FORBIDDEN, PERMISSION_DENIED, "http_request_denied", TCP_DENIED, Local),
+            Self::CertificateExpired =>
+                row("certificate-expired", S::FORBIDDEN, PERMISSION_DENIED, "http_request_denied", TCP_OTHER, Downstream),
             Self::PlaintextRefused =>
                 row("plaintext-refused", S::FORBIDDEN, PERMISSION_DENIED, "http_request_denied", TCP_DENIED, Local),
             Self::OpaqueRefused =>
@@ -156,6 +159,46 @@ impl ErrorKind {
                 row("internal", S::INTERNAL_SERVER_ERROR, INTERNAL, "proxy_internal_error", TCP_OTHER, Local),
         };
         row
+    }
+
+    /// Whether a peer proxy that answers with this has sent nothing to its app, and another instance or another
+    /// connection may do better.
+    pub(crate) fn is_of_instance(self) -> bool {
+        match self {
+            Self::CertificateExpired | Self::NotServed | Self::Draining | Self::NotReady | Self::AppUnavailable => true,
+            Self::BadRequest
+            | Self::HeadersTooLarge
+            | Self::HeaderTimeout
+            | Self::EgressDenied
+            | Self::UnknownDestination
+            | Self::DiscoveryTimeout
+            | Self::UnknownPort
+            | Self::NoRoute
+            | Self::NoBackend
+            | Self::NoEndpoints
+            | Self::CircuitOpen
+            | Self::Overloaded
+            | Self::ConnectFailed
+            | Self::ConnectTimeout
+            | Self::TlsFailed
+            | Self::PeerIdentity
+            | Self::NoCertificate
+            | Self::UpstreamReset
+            | Self::UpstreamProtocol
+            | Self::UpstreamRefused
+            | Self::RequestTimeout
+            | Self::PerTryTimeout
+            | Self::DeadlineExceeded
+            | Self::Denied
+            | Self::PlaintextRefused
+            | Self::OpaqueRefused
+            | Self::Loop
+            | Self::UpgradeRefused
+            | Self::NotProxyRequest
+            | Self::TooManyConnections
+            | Self::ClientGone
+            | Self::Internal => false,
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn start(capacity: usize, dropped: IntCounter) -> Queue<String> {
 }
 
 /// The line, with its end.
-pub(super) fn line(outcome: &Outcome) -> String {
+pub(crate) fn line(outcome: &Outcome) -> String {
     let fields = match outcome {
         Outcome::Request(request) => of_request(request),
         Outcome::Connection(connection) => of_connection(connection),

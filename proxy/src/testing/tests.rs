@@ -4,5 +4,6 @@ mod drain;
 mod http;
 mod opaque;
 mod policy;
+mod reasons;
 mod refusals;
 mod retries;

@@ -106,11 +106,11 @@ fn answered(response: &Response<Body>) -> TryResult<'_> {
     let trailers_only = response.body().is_end_stream();
     // A peer proxy takes this header off what its app says, so it is the proxy's own word.
     let meshed = response.body().comes_from_mesh();
-    let draining = headers.get(HEDDLE_ERROR).is_some_and(|reason| reason == ErrorKind::Draining.row().reason);
+    let said = headers.get(HEDDLE_ERROR).and_then(|reason| reason.to_str().ok()?.parse::<ErrorKind>().ok());
     TryResult::Answered {
         status: response.status(),
         grpc_status: if trailers_only { grpc_status(headers) } else { None },
-        never_sent: meshed && draining,
+        never_sent: meshed && said.is_some_and(ErrorKind::is_of_instance),
         pushback: if response.status() == StatusCode::OK && !trailers_only {
             None
         } else {
