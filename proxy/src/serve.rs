@@ -76,7 +76,9 @@ pub(crate) async fn http1<F>(
 where
     F: Future<Output = Response<Body>>,
 {
-    let watch = Watch::new(limits, stream.watch(), false);
+    let activity = stream.watch();
+    let watch = Watch::new(limits, activity.clone(), false);
+    stream.replace_writes(move |bytes| if activity.is_busy() { None } else { reply::instead_of(bytes) });
     let service = service_fn(|request| answer(&watch, &handle, request));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -172,9 +174,7 @@ fn ended(cut: Cut) -> Ended {
     match cut {
         Cut::HeaderTimeout(error) => Some(error),
         Cut::Idle => None,
-        Cut::Broken(error) if error.is_parse_too_large() => {
-            Some(Error::new(ErrorKind::HeadersTooLarge, "more or larger headers than the limits of this proxy allow"))
-        }
+        Cut::Broken(error) if error.is_parse_too_large() => Some(reply::too_large()),
         Cut::Broken(error) if error.is_parse() => Some(Error::new(ErrorKind::BadRequest, error.to_string())),
         // The caller went away, or sent what only HTTP/2 answers by itself.
         Cut::Broken(_) => None,

@@ -7,13 +7,13 @@
 mod read_ahead;
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -33,6 +33,18 @@ pub(crate) struct Stream {
     kind: Kind,
     /// Set at each read, for whoever watches over idleness.
     activity: Option<Activity>,
+    /// What is written instead of what hyper writes.
+    instead: Option<Instead>,
+}
+
+/// Other bytes in the place of these, or none.
+type Replace = Box<dyn Fn(&[u8]) -> Option<Vec<u8>> + Send>;
+
+/// Puts other bytes in the place of some.
+struct Instead {
+    replace: Replace,
+    /// To be written before anything else.
+    unwritten: Bytes,
 }
 
 #[derive(Debug)]
@@ -46,23 +58,35 @@ enum Kind {
 /// Whether anything was read since last asked. Shared with who watches (hyper wants its streams `Send`,
 /// hence not a `Cell`; it never leaves its thread).
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Activity(Arc<AtomicBool>);
+pub(crate) struct Activity(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    read: AtomicBool,
+    busy: AtomicBool,
+}
 
 impl Activity {
     /// Whether anything was read since this was last cleared.
     pub(crate) fn seen(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.read.load(Ordering::Relaxed)
     }
 
-    /// What was read is dealt with.
-    pub(crate) fn clear(&self) {
-        self.0.store(false, Ordering::Relaxed);
+    /// Whether a request has begun and not ended.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.0.busy.load(Ordering::Relaxed)
+    }
+
+    /// What was read is dealt with: a request has begun, or the last one has ended.
+    pub(crate) fn clear(&self, busy: bool) {
+        self.0.read.store(false, Ordering::Relaxed);
+        self.0.busy.store(busy, Ordering::Relaxed);
     }
 }
 
 impl Stream {
     fn new(kind: Kind) -> Self {
-        Self { prefix: Bytes::new(), kind, activity: None }
+        Self { prefix: Bytes::new(), kind, activity: None, instead: None }
     }
 
     /// Puts bytes back in front.
@@ -85,9 +109,43 @@ impl Stream {
     pub(crate) fn watch(&mut self) -> Activity {
         let activity = Activity::default();
         // What was read ahead counts: it is the beginning of a request.
-        activity.0.store(!self.prefix.is_empty(), Ordering::Relaxed);
+        activity.0.read.store(!self.prefix.is_empty(), Ordering::Relaxed);
         self.activity = Some(activity.clone());
         activity
+    }
+
+    /// Has every write shown to `replace`, which may give other bytes to be written instead. They are few, and
+    /// written at the next write, flush or end.
+    pub(crate) fn replace_writes(&mut self, replace: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) {
+        self.instead = Some(Instead { replace: Box::new(replace), unwritten: Bytes::new() });
+    }
+
+    /// Watched no longer: it carries something else from now on.
+    #[must_use]
+    pub(crate) fn unwatched(mut self) -> Self {
+        self.activity = None;
+        self.instead = None;
+        self
+    }
+
+    /// Writes what takes the place of something else; ready when nothing of it is left.
+    fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(Instead { unwritten, .. }) = &mut self.instead else { return Poll::Ready(Ok(())) };
+        while !unwritten.is_empty() {
+            match ready!(self.kind.poll_write(cx, unwritten))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => unwritten.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether these bytes were taken, to write others instead.
+    fn takes(&mut self, bytes: &[u8]) -> bool {
+        let Some(Instead { replace, unwritten }) = &mut self.instead else { return false };
+        let Some(others) = replace(bytes) else { return false };
+        *unwritten = others.into();
+        true
     }
 
     /// Whether it is encrypted.
@@ -105,6 +163,12 @@ impl Stream {
         };
         // It fails only for a socket that is dead already.
         let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl fmt::Debug for Instead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instead").field("unwritten", &self.unwritten).finish_non_exhaustive()
     }
 }
 
@@ -146,23 +210,37 @@ impl AsyncRead for Stream {
         if let Some(activity) = &this.activity
             && out.filled().len() > before
         {
-            activity.0.store(true, Ordering::Relaxed);
+            activity.0.read.store(true, Ordering::Relaxed);
         }
         result
     }
 }
 
+impl Kind {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+            #[cfg(test)]
+            Self::Memory(memory) => Pin::new(memory).poll_write(cx, bytes),
+        }
+    }
+}
+
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.kind {
-            Kind::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Kind::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
-            #[cfg(test)]
-            Kind::Memory(memory) => Pin::new(memory).poll_write(cx, bytes),
+        let this = &mut *self;
+        if this.instead.is_some() {
+            ready!(this.poll_unwritten(cx))?;
+            if this.takes(bytes) {
+                return Poll::Ready(Ok(bytes.len()));
+            }
         }
+        this.kind.poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_unwritten(cx))?;
         match &mut self.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
@@ -172,6 +250,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_unwritten(cx))?;
         match &mut self.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
@@ -185,7 +264,17 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.kind {
+        let this = &mut *self;
+        if this.instead.is_some() {
+            ready!(this.poll_unwritten(cx))?;
+            // What is to be replaced comes in one piece.
+            if let [bytes] = slices
+                && this.takes(bytes)
+            {
+                return Poll::Ready(Ok(bytes.len()));
+            }
+        }
+        match &mut this.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, slices),
             #[cfg(test)]
@@ -222,6 +311,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_written_may_be_replaced() {
+        let (mut far, near) = tokio::io::duplex(4);
+        let mut stream = Stream::from(near);
+        stream.replace_writes(|bytes| (bytes == b"two").then(|| b"zwei".to_vec()));
+        let writing = tokio::spawn(async move {
+            for word in [b"one", b"two", b"six"] {
+                stream.write_all(word).await.unwrap();
+            }
+            stream.write_all(b"two").await.unwrap();
+            stream.flush().await.unwrap();
+            let mut stream = stream.unwatched();
+            stream.write_all(b"two").await.unwrap();
+        });
+        let mut all = String::new();
+        far.read_to_string(&mut all).await.unwrap();
+        writing.await.unwrap();
+        assert_eq!(all, "onezweisixzweitwo");
+    }
+
+    #[tokio::test]
     async fn reads_are_noted() {
         let (mut far, near) = tokio::io::duplex(64);
         let mut stream = Stream::from(near);
@@ -229,9 +338,9 @@ mod tests {
         assert!(!activity.seen());
         far.write_all(b"x").await.unwrap();
         stream.read_u8().await.unwrap();
-        assert!(activity.seen());
-        activity.clear();
-        assert!(!activity.seen());
+        assert!(activity.seen() && !activity.is_busy());
+        activity.clear(true);
+        assert!(!activity.seen() && activity.is_busy());
         assert!(Stream::from(tokio::io::duplex(1).0).with_prefix(Bytes::from_static(b"G")).watch().seen());
     }
 }

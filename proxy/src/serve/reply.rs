@@ -8,7 +8,7 @@ use http_body::Body as _;
 use crate::{
     body::{Body, Settle, grpc_status},
     exchange::Exchange,
-    outcome::Error,
+    outcome::{Error, ErrorKind},
 };
 
 /// Answers with an error, and puts that on record.
@@ -50,10 +50,28 @@ pub(crate) fn raw(error: &Error) -> Vec<u8> {
     bytes
 }
 
+/// What to say instead of what hyper says by itself to bytes that are no request: the same, and why. Asked for what
+/// is written while no request is under way. (The end of the last response may still be; it never reads like this: a
+/// `connection` header that is ours comes last.)
+pub(crate) fn instead_of(bytes: &[u8]) -> Option<Vec<u8>> {
+    const OWN: &[u8] = b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let line = bytes.strip_suffix(OWN)?.strip_prefix(b"HTTP/1.1 ")?;
+    let error = match line.get(..4)? {
+        b"400 " => Error::new(ErrorKind::BadRequest, "what came is no request of HTTP/1.1"),
+        b"414 " | b"431 " => too_large(),
+        _ => return None,
+    };
+    Some(raw(&error))
+}
+
+/// The headers, or the target before them.
+pub(crate) fn too_large() -> Error {
+    Error::new(ErrorKind::HeadersTooLarge, "more or larger headers than the limits of this proxy allow")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::ErrorKind;
 
     #[test]
     fn a_raw_answer_is_one_that_any_client_reads() {

@@ -98,5 +98,5 @@ fn finish(settle: &mut Settle, copied: &tcp::Copied, interrupted: Option<Error>)
 /// The stream beneath an upgraded connection of HTTP/1.1.
 pub(crate) fn stream(upgraded: Upgraded) -> Option<Stream> {
     let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
-    Some(parts.io.into_inner().with_prefix(parts.read_buf))
+    Some(parts.io.into_inner().unwatched().with_prefix(parts.read_buf))
 }

@@ -104,7 +104,7 @@ impl Drop for Busy {
         state.requests.update(|requests| requests - 1);
         if state.requests.get() == 0 {
             // What was read so far was its body.
-            state.activity.clear();
+            state.activity.clear(false);
             state.idle_since.set(Instant::now());
         }
     }
@@ -122,7 +122,7 @@ impl Watch {
 
     /// A request's headers have come.
     pub(super) fn begin(&self) -> Busy {
-        self.state.activity.clear();
+        self.state.activity.clear(true);
         self.state.requests.update(|requests| requests + 1);
         Busy(self.state.clone())
     }

@@ -87,12 +87,18 @@ impl Provoked {
 pub(super) async fn provoke(kind: ErrorKind) -> Provoked {
     let mesh = TestMesh::new();
     match kind {
-        ErrorKind::BadRequest => Provoked { path: "/a/../b", ..Provoked::new(to_nobody(&mesh, |_| {}), HTTP) },
+        ErrorKind::BadRequest => {
+            let mut provoked = Provoked { path: "/a/../b", ..Provoked::new(to_nobody(&mesh, |_| {}), HTTP) };
+            // What hyper refuses by itself.
+            provoked.ways.push(Way::Raw("GET / HTTP/1.1\r\nhost : orders.shop\r\n\r\n"));
+            provoked
+        }
         ErrorKind::HeadersTooLarge => {
-            let limits = Limits { max_headers: 20, ..Limits::default() };
+            let limits = Limits { max_headers: 4, ..Limits::default() };
             let caller = mesh.proxy_with("web", calling(vec![orders(&[])]), &[upstream()], limits);
-            Provoked::new(caller, &[Way::Http2, Way::Grpc]).changing(|request| {
-                for _ in 0..30 {
+            let raw = concat!("GET / HTTP/1.1\r\nhost: a\r\n", "x: y\r\nx: y\r\nx: y\r\nx: y\r\n", "\r\n");
+            Provoked::new(caller, &[Way::Raw(raw), Way::Http2, Way::Grpc]).changing(|request| {
+                for _ in 0..5 {
                     request.headers_mut().append("x", HeaderValue::from_static("y"));
                 }
             })
