@@ -23,7 +23,7 @@ const LONGEST_METHOD: usize = 32;
 
 /// What a connection speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Detected {
+pub enum Detected {
     /// HTTP/1.x.
     Http1,
     /// HTTP/2 with prior knowledge.
@@ -39,7 +39,7 @@ pub(crate) enum Detected {
 }
 
 /// What the bytes so far say; `None`: not enough.
-pub(crate) fn classify(bytes: &[u8]) -> Option<Detected> {
+pub fn classify(bytes: &[u8]) -> Option<Detected> {
     match bytes.first()? {
         0x16 => classify_tls(bytes),
         _ if bytes.starts_with(PREFACE) => Some(Detected::Http2),
@@ -62,13 +62,14 @@ fn classify_request_line(bytes: &[u8]) -> Option<Detected> {
         Some(b' ') if method > 0 => {}
         Some(_) => return Some(Detected::Opaque),
     }
-    let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
-        // No control character is part of a request line.
-        let line = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        let hopeless = line.len() >= MAX || line.iter().any(|&byte| byte < b' ' || byte == 0x7f);
-        return hopeless.then_some(Detected::Opaque);
-    };
-    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    let end = bytes.iter().position(|&byte| byte == b'\n');
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    // No control character is part of a request line.
+    if line.len() >= MAX || line.iter().any(|&byte| byte < b' ' || byte == 0x7f) {
+        return Some(Detected::Opaque);
+    }
+    end?;
     let is_http = matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit());
     Some(if is_http { Detected::Http1 } else { Detected::Opaque })
 }
@@ -176,9 +177,19 @@ mod tests {
     #[test]
     fn what_more_bytes_say_never_contradicts_what_fewer_said() {
         let hello = client_hello("db.example");
-        for whole in [b"POST /x HTTP/1.1\r\n\r\n".as_slice(), PREFACE, b"EHLO x\r\n", b"GET /\r\n", &hello] {
+        let long = [b"GET /", [b'a'; MAX].as_slice(), b" HTTP/1.1\r\n"].concat();
+        for whole in [
+            b"POST /x HTTP/1.1\r\n\r\n".as_slice(),
+            PREFACE,
+            b"EHLO x\r\n",
+            b"GET /\r\n",
+            b"GET /\x01 HTTP/1.1\r\n",
+            b"GET /\r HTTP/1.1\r\n",
+            &long,
+            &hello,
+        ] {
             let last = classify(whole).unwrap();
-            for n in 0..whole.len() {
+            for n in (0..whole.len()).filter(|n| *n < 1000 || whole.len() - n < 1000) {
                 assert!(classify(&whole[..n]).is_none_or(|said| said == last), "{n} bytes of {whole:?}");
             }
         }
