@@ -38,6 +38,7 @@ mod control_plane;
 mod detect;
 pub mod discovery;
 mod exchange;
+pub mod fuzzing;
 pub mod headers;
 pub mod identity;
 mod inbound;

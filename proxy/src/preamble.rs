@@ -27,16 +27,16 @@ const OK: u8 = 0;
 
 /// What the client says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Preamble {
+pub struct Preamble {
     /// As the header.
-    pub(crate) traceparent: Option<String>,
+    pub traceparent: Option<String>,
     /// Instances that it came through, separated by commas.
-    pub(crate) via: Option<String>,
+    pub via: Option<String>,
 }
 
 impl Preamble {
     /// Reads what the client says; no byte beyond it.
-    pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+    pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let mut head = [0; 7];
         from.read_exact(&mut head).await?;
         let [m0, m1, m2, m3, version, high, low] = head;
@@ -72,7 +72,7 @@ impl Preamble {
     }
 
     /// Says it to the server.
-    pub(crate) async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    pub async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let mut fields = Vec::new();
         for (kind, value) in [(TRACEPARENT, &self.traceparent), (VIA, &self.via)] {
             if let Some(value) = value {
@@ -92,13 +92,13 @@ impl Preamble {
 }
 
 /// Lets the client in.
-pub(crate) async fn accept(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+pub async fn accept(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     to.write_all(&[OK, 0, 0]).await?;
     to.flush().await
 }
 
 /// Tells the client why not: `reason: detail`.
-pub(crate) async fn refuse(to: &mut (impl AsyncWrite + Unpin), error: &Error) -> io::Result<()> {
+pub async fn refuse(to: &mut (impl AsyncWrite + Unpin), error: &Error) -> io::Result<()> {
     let mut message = vec![error.kind.row().tcp_status];
     put_text(&mut message, &error.to_string());
     to.write_all(&message).await?;
@@ -106,7 +106,7 @@ pub(crate) async fn refuse(to: &mut (impl AsyncWrite + Unpin), error: &Error) ->
 }
 
 /// What the server answers: `Ok(None)` if it lets the connection in, else why not.
-pub(crate) async fn read_answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Error>> {
+pub async fn read_answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Error>> {
     let mut head = [0; 3];
     from.read_exact(&mut head).await?;
     let [status, high, low] = head;
