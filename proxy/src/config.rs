@@ -2,7 +2,13 @@
 //! against the others. What was typed (file, flags, environment) is in [`file`].
 
 use std::{
-    collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration,
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
 };
 
 use heddle_certs::{SpiffeId, TrustBundle};
@@ -102,7 +108,7 @@ pub struct Inbound {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Advertise {
     /// Address of this host.
-    pub ip: Option<std::net::IpAddr>,
+    pub ip: Option<IpAddr>,
     /// Port, where it is mapped.
     pub port: Option<u16>,
 }
@@ -129,7 +135,8 @@ pub struct Upstream {
     pub listen: SocketAddr,
 }
 
-/// `host:port` as dialled: lower case, without a trailing dot; port 80 where none was given.
+/// `host:port` as dialled: lower case, without a trailing dot, an address in its canonical form; port 80 where
+/// none was given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DialName {
     /// Name or address (IPv6 without brackets).
@@ -214,7 +221,13 @@ impl DialName {
     /// Of a host and a port.
     pub fn new(host: &str, port: u16) -> Self {
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        Self { host: host.trim_end_matches('.').to_ascii_lowercase(), port }
+        // An address has one name, however it was written: `::ffff:10.0.0.1` is 10.0.0.1.
+        let host = host.trim_end_matches('.');
+        let host = match host.parse::<IpAddr>() {
+            Ok(ip) => ip.to_canonical().to_string(),
+            Err(_) => host.to_ascii_lowercase(),
+        };
+        Self { host, port }
     }
 }
 

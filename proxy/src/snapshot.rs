@@ -430,6 +430,8 @@ impl Snapshot {
     /// Whether an address belongs to the mesh, so that it is never dialled in plaintext unless it is
     /// a known endpoint.
     pub fn is_mesh_address(&self, ip: IpAddr) -> bool {
+        // `::ffff:10.0.0.1` is where 10.0.0.1 is.
+        let ip = ip.to_canonical();
         self.mesh.as_ref().is_some_and(|mesh| mesh.cidrs.iter().any(|cidr| cidr.contains(&ip)))
     }
 }

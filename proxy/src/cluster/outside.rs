@@ -85,8 +85,9 @@ impl Clusters {
 
     /// Whether a connection to this address would come back.
     pub(crate) fn is_own_listener(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
         self.own_listeners.iter().any(|own| {
-            let same_host = own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback());
+            let same_host = own.ip().to_canonical() == ip || (own.ip().is_unspecified() && ip.is_loopback());
             own.port() == address.port() && same_host
         })
     }

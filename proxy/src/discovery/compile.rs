@@ -8,10 +8,15 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use heddle_api::proto::discovery as proto;
 use heddle_certs::{CertificateDer, SpiffeId, TrustBundle, TrustDomain};
+use ipnet::{IpNet, Ipv4Net};
 use regex::{Regex, RegexBuilder};
 
 pub(super) use self::{inbound::inbound, service::service};
@@ -108,6 +113,17 @@ fn regex_syntax_alone(pattern: &str) -> bool {
     RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().is_ok()
 }
 
+/// A range of addresses; one of IPv4 addresses mapped into IPv6 is the range of these.
+fn cidr(text: &str) -> Result<IpNet, Reason> {
+    let net = text.parse::<IpNet>().map_err(|_| format!(": {text:?} is no CIDR"))?;
+    let mapped = net.prefix_len().checked_sub(96).filter(|_| matches!(net, IpNet::V6(_)));
+    let canonical = match (mapped, net.network().to_canonical()) {
+        (Some(length), IpAddr::V4(network)) => Ipv4Net::new(network, length).ok().map(IpNet::V4),
+        _ => None,
+    };
+    Ok(canonical.unwrap_or(net))
+}
+
 fn millis(number: u64) -> Option<Duration> {
     (number != 0).then(|| Duration::from_millis(number))
 }
@@ -129,7 +145,7 @@ pub(super) fn mesh(name: &str, mesh: proto::MeshConfig) -> Result<Mesh, Reason> 
         let suffix = suffix.to_ascii_lowercase();
         if suffix.split('.').all(is_label) { Ok(suffix) } else { Err(format!(": {suffix:?} is no name suffix")) }
     })?;
-    let cidrs = each("cidrs", mesh.cidrs, |cidr| cidr.parse().map_err(|_| format!(": {cidr:?} is no CIDR")))?;
+    let cidrs = each("cidrs", mesh.cidrs, |text| cidr(&text))?;
     let telemetry = mesh.telemetry.unwrap_or_default();
     if !(0.0..=1.0).contains(&telemetry.sampling_ratio) {
         return Err(format!("telemetry.sampling_ratio: {} is not between 0 and 1", telemetry.sampling_ratio));

@@ -8,7 +8,7 @@ use std::{
 use heddle_api::proto::discovery as proto;
 use heddle_certs::TrustDomain;
 
-use super::{At, Reason, each, is_label, port, protocol, same_name};
+use super::{At, Reason, cidr, each, is_label, port, protocol, same_name};
 use crate::{
     authorize::{Authorizer, IdentityPattern, Operation, PathPattern, Rule, Source},
     config::ServedPort,
@@ -103,7 +103,7 @@ fn source(sent: proto::Source, trust_domain: &TrustDomain) -> Result<Source, Rea
                 Err(format!(": {text:?} is no namespace"))
             }
         })?,
-        cidrs: each("cidrs", sent.cidrs, |text| text.parse().map_err(|_| format!(": {text:?} is no CIDR")))?,
+        cidrs: each("cidrs", sent.cidrs, |text| cidr(&text))?,
         unauthenticated: sent.unauthenticated,
     })
 }

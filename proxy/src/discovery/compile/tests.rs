@@ -270,6 +270,8 @@ fn a_mesh_without_meaning_is_refused() {
         ..proto::MeshConfig::default()
     };
     assert_eq!(mesh("mesh", good.clone()).unwrap().suffixes, ["mesh.local"]);
+    let mapped = proto::MeshConfig { cidrs: vec!["::ffff:10.0.0.0/104".to_owned()], ..good.clone() };
+    assert_eq!(mesh("mesh", mapped).unwrap().cidrs[0].to_string(), "10.0.0.0/8");
     let with = |change: fn(&mut proto::MeshConfig)| {
         let mut sent = good.clone();
         change(&mut sent);

@@ -542,10 +542,12 @@ fn what_came_back_is_a_loop() {
         assert_eq!((answer.status.as_u16(), answer.error()), (508, "loop"));
         // One's own listener, where a name leads out of the mesh.
         caller.no_service(&caller.address().to_string());
-        let own = format!("http://{}/", caller.address());
-        let request = Request::get(own).body(Empty::<Bytes>::new()).unwrap();
-        let answer = send1(caller.addresses[1], request).await;
-        assert_eq!((answer.status.as_u16(), answer.error()), (508, "loop"));
+        let port = caller.address().port();
+        for own in [format!("http://127.0.0.1:{port}/"), format!("http://[::ffff:127.0.0.1]:{port}/")] {
+            let request = Request::get(&own).body(Empty::<Bytes>::new()).unwrap();
+            let answer = send1(caller.addresses[1], request).await;
+            assert_eq!((answer.status.as_u16(), answer.error()), (508, "loop"), "{own}");
+        }
     });
 }
 
@@ -561,10 +563,15 @@ fn destinations_outside_the_mesh_are_called_as_they_are() {
         assert!(answer.body.starts_with("1.1 GET /x\n"), "{answer:?}");
         assert_eq!(answer.got("heddle-attempt"), None, "not for strangers");
         assert_eq!(caller.request().await.cluster, None, "no name that an app made up is a label");
-        // Never in plaintext into the mesh.
-        let request = Request::get("http://10.42.1.1/x").body(Empty::<Bytes>::new()).unwrap();
-        let answer = send1(caller.addresses[1], request).await;
-        assert_eq!((answer.status.as_u16(), answer.error()), (503, "unknown-destination"));
+        // Never in plaintext into the mesh, however the address is written.
+        for inside in ["10.42.1.1", "[::ffff:10.42.1.1]", "[::ffff:a2a:101]"] {
+            let request = Request::get(format!("http://{inside}/x")).body(Empty::<Bytes>::new()).unwrap();
+            let answer = send1(caller.addresses[1], request).await;
+            assert_eq!((answer.status.as_u16(), answer.error()), (503, "unknown-destination"), "{inside}");
+        }
+        let mesh = caller.worker.common.discovery.snapshot();
+        assert!(mesh.is_mesh_address("::ffff:10.42.1.1".parse().unwrap()), "as DNS may say it");
+        assert!(!mesh.is_mesh_address("::ffff:10.43.1.1".parse().unwrap()));
     });
 }
 
