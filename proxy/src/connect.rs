@@ -27,8 +27,6 @@ use crate::{
 /// A peer that does not even acknowledge probes is gone after about a minute.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
-/// Nor is one that does not acknowledge what it was sent.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a connection between proxies carries; nothing is ever translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -206,11 +204,9 @@ async fn connect_tcp(address: SocketAddr) -> Result<TcpStream, Error> {
 
 /// Has the kernel notice that a peer proxy is gone without a word.
 pub(crate) fn keep_alive(tcp: &TcpStream) {
-    let socket = SockRef::from(tcp);
-    // Without it the connection works all the same.
-    let _ = socket.set_tcp_keepalive(&KEEPALIVE);
-    #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    // Without it the connection works all the same. No TCP_USER_TIMEOUT: it would end a connection whose reader
+    // pauses, too, as a window of zero counts for it as nothing acknowledged.
+    let _ = SockRef::from(tcp).set_tcp_keepalive(&KEEPALIVE);
 }
 
 fn handshake_error(address: SocketAddr, error: &io::Error) -> Error {

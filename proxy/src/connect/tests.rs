@@ -210,3 +210,15 @@ fn names_of_ports_are_read_as_they_are_written() {
         assert_eq!(parse_server_name(bad), None, "{bad}");
     }
 }
+
+#[tokio::test]
+async fn the_kernel_looks_after_a_peer_that_is_gone_and_not_after_one_that_does_not_read() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    super::keep_alive(&tcp);
+    let socket = socket2::SockRef::from(&tcp);
+    assert!(socket.keepalive().unwrap());
+    // It counts a reader that pauses as one that is gone.
+    #[cfg(target_os = "linux")]
+    assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+}
