@@ -23,6 +23,8 @@ struct Shared {
     body: Body,
     /// In order; `None` once there was more than may be kept.
     kept: Option<Vec<Bytes>>,
+    /// Nothing of the body was read yet, so that any reading has all of it.
+    untouched: bool,
     trailers: Option<HeaderMap>,
     /// Bytes that may still be kept.
     room: usize,
@@ -57,6 +59,7 @@ impl Replay {
         let shared = Shared {
             body,
             kept: keep.then(Vec::new),
+            untouched: true,
             trailers: None,
             room: limit,
             current: 0,
@@ -67,11 +70,11 @@ impl Replay {
         Self { shared: Some(Rc::new(RefCell::new(shared))) }
     }
 
-    /// Whether all that was read so far is kept, so that it can be read again.
+    /// Whether all that was read so far is kept, if anything was, so that it can be read again.
     pub(crate) fn is_replayable(&self) -> bool {
         self.shared.as_ref().is_none_or(|shared| {
             let shared = shared.borrow();
-            shared.kept.is_some() && !shared.broken
+            (shared.kept.is_some() || shared.untouched) && !shared.broken
         })
     }
 
@@ -106,6 +109,7 @@ impl Reading {
             return Poll::Ready(shared.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(Pin::new(&mut shared.body).poll_frame(cx));
+        shared.untouched = false;
         match &frame {
             None => {
                 shared.ended = true;

@@ -127,6 +127,26 @@ fn what_was_never_sent_goes_elsewhere_whatever_it_is() {
 }
 
 #[test]
+fn a_body_of_any_size_goes_elsewhere_while_none_of_it_was_read() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Http, app::echo().await);
+        let called = Called::new("orders", Protocol::Http, &[app::nobody().await, callee.address()])
+            .retries(|retry| retry.max_retries = 1);
+        let caller = mesh.caller(vec![called]);
+        for _ in 0..2 {
+            let body = Full::new(Bytes::from(vec![b'x'; 1 << 20]));
+            let request = Request::post("/x").header("host", "orders.shop").body(body).unwrap();
+            let answer = send1(caller.address(), request).await;
+            assert_eq!(answer.status, 200, "{answer:.200?}");
+            assert_eq!(answer.body.split("\n\n").nth(1).unwrap().len(), 1 << 20);
+        }
+        let tries: usize = caller.requests(2).await.iter().map(|record| record.attempts.len()).sum();
+        assert_eq!(tries, 3, "one of them met nobody at first");
+    });
+}
+
+#[test]
 fn sick_endpoints_are_left_out_and_an_open_circuit_answers_at_once() {
     run(async {
         let mesh = TestMesh::new();
