@@ -189,11 +189,18 @@ impl HttpBody for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = match this.kind.poll_frame(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => match &mut this.watched {
-                Watched::Response(settle) => Some(Err(BodyError::GivenUp(ready!(settle.poll_given_up(cx))))),
-                Watched::Nobody | Watched::Request(_) => return Poll::Pending,
+        let given_up = match &this.watched {
+            Watched::Response(settle) => settle.given_up(),
+            Watched::Nobody | Watched::Request(_) => None,
+        };
+        let frame = match given_up {
+            Some(error) => Some(Err(BodyError::GivenUp(error))),
+            None => match this.kind.poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => match &mut this.watched {
+                    Watched::Response(settle) => Some(Err(BodyError::GivenUp(ready!(settle.poll_given_up(cx))))),
+                    Watched::Nobody | Watched::Request(_) => return Poll::Pending,
+                },
             },
         };
         match &mut this.watched {

@@ -188,6 +188,11 @@ impl Exchange {
         }
     }
 
+    /// Why it has been interrupted, if it has.
+    pub(crate) fn interrupted(&self) -> Option<Error> {
+        self.interrupt.error.borrow().clone()
+    }
+
     /// Ready once it has been interrupted.
     pub(crate) fn poll_interrupted(&self, cx: &mut Context<'_>) -> Poll<Error> {
         if let Some(error) = &*self.interrupt.error.borrow() {

@@ -53,12 +53,21 @@ impl Settle {
         }
     }
 
+    /// Whether the response must be given up, as far as is known without waiting: what is always there to be
+    /// passed on would never be waited for. Costs no look at a clock.
+    pub(super) fn given_up(&self) -> Option<Error> {
+        match &self.deadline {
+            Some((sleep, kind)) if sleep.is_elapsed() => Some(not_in_time(*kind)),
+            _ => self.exchange.as_ref()?.interrupted(),
+        }
+    }
+
     /// Ready when the response must be given up: time is over, or policy has changed.
     pub(super) fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         if let Some((sleep, kind)) = &mut self.deadline
             && sleep.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Error::new(*kind, "the response was not complete in time").after_send());
+            return Poll::Ready(not_in_time(*kind));
         }
         match &self.exchange {
             Some(exchange) => exchange.poll_interrupted(cx),
@@ -105,6 +114,10 @@ impl Settle {
             exchange.finish(self.bytes, self.grpc_status, error);
         }
     }
+}
+
+fn not_in_time(kind: ErrorKind) -> Error {
+    Error::new(kind, "the response was not complete in time").after_send()
 }
 
 impl Drop for Settle {

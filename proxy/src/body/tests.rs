@@ -139,6 +139,30 @@ async fn an_interrupt_ends_a_response() {
     assert_eq!(only(&outcomes).error.unwrap().kind, ErrorKind::Denied);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_response_that_never_runs_dry_ends_all_the_same() {
+    let endless = || Body::scripted(&["more"; 100], false);
+    let (exchange, outcomes) = exchange();
+    let mut body = endless();
+    body.settle().exchange = Some(exchange.clone());
+    body.frame().await.unwrap().unwrap();
+    exchange.interrupt(Error::new(ErrorKind::Denied, "no longer"));
+    assert!(matches!(body.frame().await, Some(Err(BodyError::GivenUp(_)))));
+    assert_eq!(only(&outcomes).error.unwrap().kind, ErrorKind::Denied);
+
+    let (exchange, outcomes) = self::exchange();
+    let mut deadline = Box::pin(sleep(Duration::from_secs(1)));
+    // As it was waited for before the response came.
+    assert!(futures_util::poll!(&mut deadline).is_pending());
+    let mut body = endless();
+    body.settle().exchange = Some(exchange);
+    body.settle().deadline = Some((deadline, ErrorKind::RequestTimeout));
+    body.frame().await.unwrap().unwrap();
+    sleep(Duration::from_millis(1001)).await;
+    assert!(matches!(body.frame().await, Some(Err(BodyError::GivenUp(_)))));
+    assert_eq!(only(&outcomes).error.unwrap().kind, ErrorKind::RequestTimeout);
+}
+
 #[tokio::test]
 async fn a_replay_begins_anew_with_what_was_read() {
     let replay = Replay::new(Body::scripted(&["one", "two", "three"], true), 100);
@@ -176,8 +200,13 @@ async fn what_is_too_large_is_not_kept_and_still_passes() {
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "three");
     assert!(!replay.is_replayable());
     assert!(body.frame().await.is_none());
-    // Known beforehand.
-    assert!(!Replay::new(Body::from(Bytes::from_static(b"12345678")), 7).is_replayable());
+    // Known beforehand: it may be sent again as long as nothing was read of it.
+    let replay = Replay::new(Body::from(Bytes::from_static(b"12345678")), 7);
+    drop(replay.reading());
+    assert!(replay.is_replayable());
+    let mut body = replay.reading();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "12345678");
+    assert!(!replay.is_replayable());
     assert!(Replay::new(Body::empty(), 0).is_replayable());
 }
 
