@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use rand::Rng;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, timeout},
+    time::{Duration, Instant, sleep, timeout},
 };
 
 use super::Destination;
@@ -18,6 +18,7 @@ use crate::{
     connect::{self, Carried, Slot, Target},
     detect::{Detected, Peek},
     exchange::ConnectionRecord,
+    lifecycle::Stage,
     outcome::{Error, ErrorKind},
     preamble::{self, Preamble},
     snapshot::{Backend, Protocol, ServicePort},
@@ -73,27 +74,47 @@ pub(super) async fn serve_silent(
 ) -> Result<Tentative, Error> {
     let mut peek = Peek::default();
     let mut opened = None;
-    let client = {
+    let first = {
         let upstream = async {
-            let result = open(worker, destination, record).await;
-            let opened = opened.insert(result);
-            match opened {
-                Ok(opened) => speak(&mut opened.stream).await,
-                // It may not be meant as opaque at all; the client will tell.
-                Err(_) => pending().await,
+            match opened.insert(open(worker, destination, record).await) {
+                Ok(opened) => {
+                    let idle = opened.cluster.policy().idle_timeout;
+                    let spoken = timeout(idle, speak(&mut opened.stream)).await;
+                    spoken.map_or(First::Nobody(idle), |()| First::Server)
+                }
+                Err(error) => {
+                    // It may not be meant as opaque at all; then the client will tell, and soon. Where only the
+                    // dial can tell, it has.
+                    let patience = worker.common.limits.header_timeout;
+                    if may_be_http(destination, error) {
+                        sleep(patience).await;
+                    }
+                    First::Nobody(patience)
+                }
             }
         };
         tokio::select! {
             biased;
-            detected = peek.classify(&mut stream) => Some(detected.unwrap_or(Detected::Ended)),
-            () = upstream => None,
+            detected = peek.classify(&mut stream) => First::Client(detected.unwrap_or(Detected::Ended)),
+            first = upstream => first,
+            () = worker.common.life.reached(Stage::Closing) => First::Closing,
         }
     };
     stream.put_back(peek.into_bytes());
-    match client {
-        Some(Detected::Http1) => return Ok(Tentative::Http(Carried::Http1, stream)),
-        Some(Detected::Http2) => return Ok(Tentative::Http(Carried::Http2, stream)),
-        Some(Detected::Opaque | Detected::Tls(_) | Detected::Silent | Detected::Ended) | None => {}
+    match (first, &opened) {
+        (First::Client(Detected::Http1), _) => return Ok(Tentative::Http(Carried::Http1, stream)),
+        (First::Client(Detected::Http2), _) => return Ok(Tentative::Http(Carried::Http2, stream)),
+        (
+            First::Client(Detected::Opaque | Detected::Tls(_) | Detected::Silent | Detected::Ended) | First::Server,
+            _,
+        ) => {}
+        (First::Nobody(idle), Some(Ok(_))) => {
+            stream.reset();
+            return Err(tcp::Failure::Idle(idle).error());
+        }
+        // Neither side has begun anything that could be cut off.
+        (First::Closing, Some(Ok(_)) | None) => return Ok(Tentative::Done),
+        (First::Nobody(_) | First::Closing, _) => {}
     }
     match opened {
         Some(Ok(opened)) => copy(stream, opened, record).await,
@@ -105,6 +126,22 @@ pub(super) async fn serve_silent(
         None => serve(worker, stream, destination, record).await?,
     }
     Ok(Tentative::Done)
+}
+
+/// Who was the first to speak on a connection where nobody had to.
+enum First {
+    Client(Detected),
+    Server,
+    /// Nobody did in this time.
+    Nobody(Duration),
+    /// Nobody, and the proxy ends.
+    Closing,
+}
+
+/// Whether a client whose opaque connection came to nothing may fare better with HTTP.
+fn may_be_http(destination: &Destination, error: &Error) -> bool {
+    let routed = destination.port().is_ok_and(|port| port.is_some_and(|port| !port.http_rules.is_empty()));
+    routed || error.kind == ErrorKind::OpaqueRefused
 }
 
 /// Waits until the server speaks (or ends), and leaves what it said to be read.

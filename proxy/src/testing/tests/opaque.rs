@@ -5,19 +5,21 @@ use std::{cell::Cell, io::ErrorKind::ConnectionReset, net::SocketAddr, rc::Rc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::Instant,
+    time::{Duration, Instant, sleep},
 };
 
 use crate::{
     authorize::{Operation, Rule},
+    config::{DialName, Limits},
+    lifecycle::Stage,
     listener::Role,
     outcome::{ClosedBy, ErrorKind},
-    snapshot::Protocol,
+    snapshot::{Backend, HttpMatch, HttpRule, Protocol},
     stream::Stream,
     testing::{
-        Called, Proxy, Served, TestMesh, allow_all, app,
+        Called, Proxy, Served, TestMesh, allow_all, app, calling,
         client::{get, send1},
-        only, run, serving, spiffe_id, until,
+        cluster, only, run, serving, spiffe_id, until,
     },
 };
 
@@ -106,7 +108,7 @@ fn a_silent_client_may_turn_out_to_speak_http() {
     run(async {
         let Pair { caller, .. } = pair(Protocol::Detect, app::echo().await);
         let mut socket = TcpStream::connect(caller.address()).await.unwrap();
-        tokio::time::sleep(tokio::time::Duration::from_millis(150)).await;
+        sleep(Duration::from_millis(150)).await;
         socket.write_all(b"GET /late HTTP/1.1\r\nhost: orders.shop\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.unwrap();
@@ -114,6 +116,71 @@ fn a_silent_client_may_turn_out_to_speak_http() {
         // It was HTTP: a request is on record, no opaque connection.
         assert_eq!(caller.request().await.status.unwrap(), 200);
         assert_eq!(send1(caller.address(), get("/at-once")).await.status, 200);
+    });
+}
+
+#[test]
+fn who_waits_for_a_greeting_that_cannot_come_is_not_left_waiting() {
+    run(async {
+        let mesh = TestMesh::new();
+        // At once, where HTTP would fare no better.
+        let called = || Called::new("orders", Protocol::Detect, &[]);
+        let caller = mesh.caller(vec![called()]);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::NoEndpoints);
+
+        // After a moment, where it may turn out to be HTTP, and that has routes of its own.
+        let backend =
+            Backend { cluster: cluster("elsewhere"), weight: 1, filters: Vec::new(), invalid: Some("none".into()) };
+        let rule = HttpRule {
+            route: "HTTPRoute shop/orders".into(),
+            rule: "0".into(),
+            hostnames: Vec::new(),
+            matches: HttpMatch::default(),
+            filters: Vec::new(),
+            backends: vec![backend],
+            request_timeout: None,
+            per_try_timeout: None,
+            retry: None,
+        };
+        let mut routed = called();
+        routed.service.ports.get_mut(&80).unwrap().http_rules.push(rule.into());
+        let limits = Limits { header_timeout: Duration::from_millis(300), ..Limits::default() };
+        let role = Role::Upstream("orders.shop:80".parse::<DialName>().unwrap().into());
+        let caller = mesh.proxy_with("web", calling(vec![routed]), &[role], limits);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        sleep(Duration::from_millis(150)).await;
+        socket.write_all(b"GET / HTTP/1.1\r\nhost: orders.shop\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("heddle-error: no-backend\r\n"), "{answer}");
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::NoEndpoints);
+    });
+}
+
+#[test]
+fn where_nobody_speaks_the_connection_ends_like_one_that_falls_silent() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Detect, echo().await);
+        let called = || Called::new("orders", Protocol::Detect, &callee.addresses);
+        let idle = called().policy(|policy| policy.idle_timeout = Duration::from_millis(200));
+        let caller = mesh.caller(vec![idle]);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        let record = caller.connection().await;
+        assert_eq!(record.error.unwrap().kind, ErrorKind::RequestTimeout);
+
+        // Nor does it hold up the end of the proxy.
+        let caller = mesh.caller(vec![called()]);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        until("the app to be dialled", || callee.stages.connections() == 1).await;
+        caller.stages.advance(Stage::Closing);
+        assert_eq!(socket.read(&mut [0]).await.unwrap(), 0);
+        until("the connection is let go", || caller.stages.connections() == 0).await;
     });
 }
 
@@ -157,7 +224,7 @@ fn resets_pass_in_both_directions() {
 
         let mut socket = TcpStream::connect(caller.address()).await.unwrap();
         socket.write_all(b"x").await.unwrap();
-        tokio::time::sleep(tokio::time::Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
         Stream::from(socket).reset();
         assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::ClientGone);
         assert_eq!(callee.connection().await.error.unwrap().kind, ErrorKind::ClientGone);
