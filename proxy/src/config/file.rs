@@ -1,7 +1,7 @@
 //! What was typed: a file, flags over it, environment variables between the two. All of it becomes
 //! one tree of text, so that a flag is checked by the same rules as the key it overrides.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf};
 
 use clap::Parser;
 use serde_json::{Map, Value, json};
@@ -138,11 +138,13 @@ fn read_tree(file: &std::path::Path) -> Result<Value, String> {
 /// Reads a small file.
 pub(super) fn read_text(file: &std::path::Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot read {}: {error}", file.display());
-    let size = fs::metadata(file).map_err(cannot)?.len();
-    if size > MAX_FILE {
-        return Err(format!("{} has {size} bytes, more than {MAX_FILE}", file.display()));
+    // Read and not asked for its size: a device or a pipe has none.
+    let mut bytes = Vec::new();
+    fs::File::open(file).map_err(cannot)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("{} has more than {MAX_FILE} bytes", file.display()));
     }
-    fs::read_to_string(file).map_err(cannot)
+    String::from_utf8(bytes).map_err(|error| format!("{} is no text in UTF-8: {error}", file.display()))
 }
 
 /// Writes each flag to the path of its key.

@@ -259,3 +259,10 @@ fn names_that_are_dialled() {
         assert!(bad.parse::<DialName>().is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_file_without_an_end_is_not_read_to_it() {
+    let flags = Flags { config: Some("/dev/zero".into()), ..Flags::default() };
+    let error = load(&flags).unwrap_err().to_string();
+    assert!(error.contains("/dev/zero has more than 1048576 bytes"), "{error}");
+}

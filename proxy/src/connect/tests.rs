@@ -8,7 +8,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::{
     task::spawn_local,
-    time::{Duration, sleep},
+    time::{Duration, advance, pause, resume, sleep},
 };
 
 use super::{Carried, Dial, Pool, Slots, Target, parse_server_name, server_name};
@@ -18,7 +18,7 @@ use crate::{
     identity::Identity,
     outcome::{Error, ErrorKind},
     snapshot::{Limits, Protocol},
-    testing::{Served, TestMesh, allow_all, app, cluster, meshed, run, serving, until},
+    testing::{Served, TestMesh, allow_all, app, cluster, meshed, run, run_within, serving, until},
 };
 
 fn dial() -> Dial {
@@ -146,6 +146,35 @@ fn a_connection_retires_before_a_certificate_expires() {
             assert_eq!(error.kind, ErrorKind::NoCertificate);
         }
     });
+}
+
+#[test]
+fn neither_certificate_may_be_about_to_expire() {
+    for (own, peers, carried) in [
+        (240, 3600, Carried::Http1),
+        (3600, 240, Carried::Http1),
+        (240, 3600, Carried::Http2),
+        (3600, 240, Carried::Http2),
+    ] {
+        run_within(Duration::from_secs(600), async move {
+            let mesh = TestMesh::new();
+            let mut common = mesh.sidecar("orders", Protocol::Http, app::echo().await).worker.common.clone();
+            common.identity = mesh.identity_for("orders", Duration::from_secs(peers));
+            let callee = mesh.again(common, &[crate::listener::Role::Inbound]);
+            let endpoint = Arc::new(meshed(callee.address(), "orders"));
+            let identity = mesh.identity_for("web", Duration::from_secs(own));
+            let pool = Pool::new(Target::endpoint(&endpoint, &cluster("orders")).unwrap(), &identity);
+            let dial = Dial { idle: Duration::from_secs(600), ..dial() };
+            for (passes, expected) in [(0, true), (0, false), (200, false), (36, true), (0, false)] {
+                pause();
+                advance(Duration::from_secs(passes)).await;
+                resume();
+                let (response, made) = send(&pool, carried, &dial).await.unwrap();
+                assert_eq!(made, expected, "{own} {peers} {carried:?}, {passes} s later");
+                finish(response).await;
+            }
+        });
+    }
 }
 
 #[test]
