@@ -27,7 +27,7 @@ use prost::Message;
 use crate::mesh::Mesh;
 use heddle_api::resource::Name;
 
-pub(crate) use self::endpoints::may_serve;
+pub(crate) use self::endpoints::{declared_app_ports, may_serve, registered_app_ports};
 
 /// A kind of discovery resource, in the order in which a stream sends them: endpoints go before the
 /// routes that lead to them.

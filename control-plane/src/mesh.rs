@@ -11,8 +11,8 @@ mod resolve;
 pub(crate) mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -42,6 +42,8 @@ pub struct Registered {
     pub address: SocketAddr,
     /// What it serves; no ports: all of them.
     pub services: Vec<(Name, Vec<u16>)>,
+    /// Service port to the app's own, where that is not the service's target port.
+    pub app_ports: BTreeMap<Name, BTreeMap<u16, u16>>,
     /// Availability zone; empty: unknown.
     pub zone: String,
     /// Whether it takes traffic.
@@ -70,6 +72,12 @@ pub struct Mesh {
     authorization: HashMap<Name, Arc<Object<AuthorizationPolicySpec>>>,
     /// Extra host name -> services that claim it.
     extra_hosts: Multimap<Arc<str>, Name>,
+    /// Virtual address -> services that claim it.
+    addresses: Multimap<IpAddr, Name>,
+    /// Address -> declared workloads there.
+    workloads_at: Multimap<IpAddr, Name>,
+    /// Address -> registered workloads there.
+    registered_at: Multimap<IpAddr, Name>,
     /// Service -> declared workloads that serve it.
     workloads_of: Multimap<Name, Name>,
     /// Service -> registered workloads that serve it.
@@ -97,6 +105,9 @@ impl Mesh {
             traffic: HashMap::new(),
             authorization: HashMap::new(),
             extra_hosts: Multimap::default(),
+            addresses: Multimap::default(),
+            workloads_at: Multimap::default(),
+            registered_at: Multimap::default(),
             workloads_of: Multimap::default(),
             registered_of: Multimap::default(),
             routes_of: Multimap::default(),
@@ -231,6 +242,8 @@ impl Mesh {
             self.registered_of.insert(service.clone(), workload.name.clone());
             affected.endpoints.insert(Scope::Service(service.clone()));
         }
+        self.registered_at.insert(workload.address.ip(), workload.name.clone());
+        affected.add_address(workload.address.ip());
         self.mark_declared(&workload.name, &mut affected);
         self.registered.insert(workload.name.clone(), workload);
         affected
@@ -244,6 +257,8 @@ impl Mesh {
                 self.registered_of.remove(service, name);
                 affected.endpoints.insert(Scope::Service(service.clone()));
             }
+            self.registered_at.remove(&workload.address.ip(), name);
+            affected.add_address(workload.address.ip());
             self.mark_declared(name, &mut affected);
         }
         affected
@@ -264,11 +279,17 @@ impl Mesh {
                 for host in &object.spec.hosts {
                     self.extra_hosts.insert(host.to_ascii_lowercase().into(), name.clone());
                 }
+                for address in virtual_addresses(&object) {
+                    self.addresses.insert(address, name.clone());
+                }
                 self.services.insert(name.clone(), object);
             }
             AnyObject::Workload(object) => {
                 for service in workload_services(name, &object) {
                     self.workloads_of.insert(service, name.clone());
+                }
+                if let Some(address) = declared_address(&object) {
+                    self.workloads_at.insert(address, name.clone());
                 }
                 self.workloads.insert(name.clone(), object);
             }
@@ -305,12 +326,18 @@ impl Mesh {
                 for host in &object.spec.hosts {
                     self.extra_hosts.remove(host.to_ascii_lowercase().as_str(), name);
                 }
+                for address in virtual_addresses(&object) {
+                    self.addresses.remove(&address, name);
+                }
                 AnyObject::Service(object)
             }
             ObjectKind::Workload => {
                 let object = self.workloads.remove(name)?;
                 for service in workload_services(name, &object) {
                     self.workloads_of.remove(&service, name);
+                }
+                if let Some(address) = declared_address(&object) {
+                    self.workloads_at.remove(&address, name);
                 }
                 AnyObject::Workload(object)
             }
@@ -398,6 +425,15 @@ fn tcp_links(name: &Name, route: &Object<TcpRouteSpec>) -> RouteLinks {
 
 fn workload_services(name: &Name, workload: &Object<WorkloadSpec>) -> BTreeSet<Name> {
     workload.spec.services.iter().map(|service| name.sibling(&service.name)).collect()
+}
+
+/// What a service may be dialled at besides its instances.
+fn virtual_addresses(service: &Object<ServiceSpec>) -> impl Iterator<Item = IpAddr> {
+    service.spec.addresses.iter().filter_map(|address| address.parse().ok())
+}
+
+fn declared_address(workload: &Object<WorkloadSpec>) -> Option<IpAddr> {
+    workload.spec.address.parse().ok()
 }
 
 /// What a policy attaches to.

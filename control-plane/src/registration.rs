@@ -221,11 +221,13 @@ impl Registrations {
 fn registered(registration: &Registration, ready: bool) -> Option<Registered> {
     let identity: SpiffeId = registration.identity.parse().ok()?;
     let services = registration.services.iter().filter_map(|(name, ports)| Some((Name::parse(name)?, ports.clone())));
+    let app_ports = registration.app_ports.iter().filter_map(|(name, ports)| Some((Name::parse(name)?, ports.clone())));
     Some(Registered {
         name: registration.name.clone(),
         identity,
         address: registration.address,
         services: services.collect(),
+        app_ports: app_ports.collect(),
         zone: registration.zone.clone(),
         ready,
     })

@@ -181,9 +181,12 @@ impl Cluster {
         self.believed.borrow().service.policy.clone()
     }
 
-    /// An endpoint, if possible none of `tried`.
-    pub(crate) fn pick(&self, tried: &[SocketAddr]) -> Result<Picked, Error> {
-        self.balancer.borrow_mut().pick(Instant::now(), tried)
+    /// The endpoint `instance`, or if none is meant any, if possible none of `tried`.
+    pub(crate) fn pick(&self, instance: Option<SocketAddr>, tried: &[SocketAddr]) -> Result<Picked, Error> {
+        match instance {
+            Some(address) => self.balancer.borrow().pick_only(address, Instant::now()),
+            None => self.balancer.borrow_mut().pick(Instant::now(), tried),
+        }
     }
 
     /// A place for one connection, if the limit has one.

@@ -97,8 +97,8 @@ pub struct Secret(pub String);
 /// mTLS from peer proxies.
 #[derive(Clone, Debug)]
 pub struct Inbound {
-    /// Where peers are accepted.
-    pub listen: SocketAddr,
+    /// Where peers are accepted, and connections to the application that are redirected here; at least one.
+    pub listen: Vec<SocketAddr>,
     /// What to register when it is not the listener's address: `ip:port`, `ip` or `:port`.
     pub advertise: Advertise,
 }
@@ -116,8 +116,8 @@ pub struct Advertise {
 /// Calls of the application.
 #[derive(Clone, Debug)]
 pub struct Outbound {
-    /// Captured connections (original destination); `None`: nothing is captured.
-    pub captured: Option<SocketAddr>,
+    /// Connections of the application that are redirected here (original destination); empty: nothing is captured.
+    pub captured: Vec<SocketAddr>,
     /// HTTP proxy port; `None`: off.
     pub http_proxy: Option<SocketAddr>,
     /// Local ports that lead to one service each.

@@ -11,7 +11,7 @@ mod table;
 use std::{
     collections::HashMap,
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -76,6 +76,8 @@ pub enum Resolved {
         service: Arc<Service>,
         /// The port dialled, which the service may not have.
         port: u16,
+        /// The one instance that was dialled, if it was.
+        instance: Option<SocketAddr>,
     },
     /// Nothing of the mesh, and policy lets it be dialled as it is.
     Outside,
@@ -181,8 +183,9 @@ impl Discovery {
     /// What the snapshot says of a name, if anything.
     fn known(&self, snapshot: &Snapshot, name: &DialName, full: &str) -> Option<Result<Resolved, Error>> {
         Some(match snapshot.destinations.get(full)? {
-            Destination::Service { service, port } => {
-                Ok(Resolved::Service { service: Arc::clone(snapshot.services.get(service)?), port: *port })
+            Destination::Service { service, port, instance } => {
+                let service = Arc::clone(snapshot.services.get(service)?);
+                Ok(Resolved::Service { service, port: *port, instance: *instance })
             }
             Destination::Rejected(reason) => {
                 let detail = format!("what the control plane says of {full} cannot be used: {reason}");

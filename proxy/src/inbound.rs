@@ -9,10 +9,12 @@
 mod access;
 mod app;
 mod caller;
+mod captured;
 mod opaque;
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use http::{Request, Response, Version, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::net::TcpStream;
@@ -38,8 +40,10 @@ use crate::{
 /// One connection, from accept to end.
 pub(crate) async fn serve_connection(worker: Rc<Worker>, socket: TcpStream, arrival: Rc<Arrival>) {
     let mut record = arrival.record(&worker.sink);
-    let result = match caller::is_tls(&worker.common.limits, &socket).await {
-        Ok(Some(true)) => serve_meshed(worker, socket, arrival.clone(), &mut record).await,
+    let first = if arrival.redirected { Ok(Some(false)) } else { caller::is_tls(&worker.common.limits, &socket).await };
+    let result = match first {
+        Ok(_) if arrival.redirected => captured::serve(worker, socket, arrival.clone(), &mut record).await,
+        Ok(Some(true)) => serve_meshed(worker, socket, Bytes::new(), arrival.clone(), &mut record).await,
         Ok(Some(false)) => serve_plaintext(worker, socket, arrival.clone(), &mut record).await,
         // A probe of the port, perhaps.
         Ok(None) => return,
@@ -50,14 +54,16 @@ pub(crate) async fn serve_connection(worker: Rc<Worker>, socket: TcpStream, arri
     }
 }
 
-/// mTLS: the caller is who it proves to be, and says which port it wants and what it will speak.
+/// mTLS: the caller is who it proves to be, and says which port it wants and what it will speak. `read` is
+/// what was read of it before.
 async fn serve_meshed(
     worker: Rc<Worker>,
     socket: TcpStream,
+    read: Bytes,
     arrival: Rc<Arrival>,
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
-    let (stream, caller, wanted, carried) = caller::terminate(&worker, socket).await?;
+    let (stream, caller, wanted, carried) = caller::terminate(&worker, socket, read).await?;
     know(record, &caller, wanted.as_ref());
     let connection = Connection::open(worker, arrival, caller, wanted);
     match carried {
@@ -66,24 +72,23 @@ async fn serve_meshed(
     }
 }
 
-/// Plaintext: from somebody without a proxy, who gets in where policy says so.
+/// Plaintext that was sent to the listener itself: from somebody without a proxy, who gets in where policy says so.
 async fn serve_plaintext(
     worker: Rc<Worker>,
     socket: TcpStream,
     arrival: Rc<Arrival>,
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
-    let wanted = access::port_dialled(&worker, &socket);
-    know(record, &Caller::Unmeshed, wanted.as_ref());
+    know(record, &Caller::Unmeshed, None);
     let mut stream = Stream::from(socket);
     let limits = worker.common.limits;
     let detected = detect::detect(&mut stream, limits.header_timeout).await;
-    let connection = Connection::open(worker, arrival, Caller::Unmeshed, wanted);
+    let connection = Connection::open(worker, arrival, Caller::Unmeshed, None);
     match detected {
         Ok(Detected::Http1) => serve_http(stream, connection, Carried::Http1).await,
         Ok(Detected::Http2) => serve_http(stream, connection, Carried::Http2).await,
         Ok(Detected::Opaque | Detected::Silent | Detected::Tls(_)) => {
-            opaque::serve_plaintext(stream, &connection, record).await
+            opaque::serve_plaintext(stream, None, &connection, record).await
         }
         Ok(Detected::Ended) | Err(_) => Ok(()),
     }

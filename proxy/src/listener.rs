@@ -1,6 +1,12 @@
 //! Accepting connections.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use heddle_runtime::{accept::accept, drain};
 use socket2::SockRef;
@@ -22,7 +28,7 @@ use crate::{
 /// What a listener is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// mTLS from peer proxies.
+    /// mTLS from peer proxies, and connections to the app, redirected here.
     Inbound,
     /// An explicit HTTP proxy.
     HttpProxy,
@@ -50,8 +56,12 @@ pub(crate) struct Arrival {
     pub(crate) role: Role,
     /// Where from.
     pub(crate) peer: SocketAddr,
-    /// Where to, as the caller dialled it; where it was redirected, before that.
+    /// Where to, as the caller dialled it.
     pub(crate) local: SocketAddr,
+    /// Whether it was meant for somebody else than this listener.
+    pub(crate) redirected: bool,
+    /// Whether it was meant for this proxy itself, where that makes no sense.
+    loops: bool,
     pub(crate) started: SystemTime,
     pub(crate) since: Instant,
     /// Counts it on its worker.
@@ -69,6 +79,7 @@ pub(crate) struct Listener {
     role: Role,
     socket: TcpListener,
     local: SocketAddr,
+    own_listeners: Arc<[SocketAddr]>,
     /// As many references as connections, and one.
     open: Arc<()>,
     max: usize,
@@ -78,7 +89,8 @@ impl Listener {
     pub(crate) fn new(role: Role, socket: std::net::TcpListener, common: &Common) -> io::Result<Self> {
         let local = socket.local_addr()?;
         let max = common.limits.max_connections;
-        Ok(Self { role, socket: TcpListener::from_std(socket)?, local, open: Arc::new(()), max })
+        let own_listeners = common.own_listeners.clone();
+        Ok(Self { role, socket: TcpListener::from_std(socket)?, local, own_listeners, open: Arc::new(()), max })
     }
 
     /// Accepts until the proxy closes.
@@ -87,7 +99,7 @@ impl Listener {
         let accepting = async {
             loop {
                 let (socket, peer) = accept(&self.socket).await;
-                let Some(arrival) = self.arrival(&socket, peer, &worker.common) else { continue };
+                let arrival = self.arrival(&socket, canonical(peer), &worker.common);
                 if Arc::strong_count(&self.open) > self.max + 1 {
                     self.refuse(&worker, socket, &arrival);
                 } else {
@@ -102,22 +114,25 @@ impl Listener {
         }
     }
 
-    fn arrival(&self, socket: &TcpStream, peer: SocketAddr, common: &Common) -> Option<Arrival> {
-        let local = match &self.role {
-            Role::Captured => original_destination(socket)?,
-            Role::Inbound | Role::HttpProxy | Role::Upstream(_) => self.local,
+    fn arrival(&self, socket: &TcpStream, peer: SocketAddr, common: &Common) -> Arrival {
+        let original = match &self.role {
+            Role::Captured | Role::Inbound => original_destination(socket),
+            Role::HttpProxy | Role::Upstream(_) => None,
         };
-        Some(Arrival {
+        let to_itself = || original.is_none_or(|original| is_own(&self.own_listeners, original, Some(peer.ip())));
+        Arrival {
             role: self.role.clone(),
             peer,
-            local,
+            local: original.unwrap_or(self.local),
+            redirected: original.is_some(),
+            loops: self.role == Role::Captured && to_itself(),
             started: SystemTime::now(),
             since: Instant::now(),
             load: None,
             _open: self.open.clone(),
             _counted: common.signals.accepted(self.role.name()),
             _guard: common.life.connections().guard(),
-        })
+        }
     }
 
     fn refuse(&self, worker: &Worker, socket: TcpStream, arrival: &Arrival) {
@@ -133,6 +148,14 @@ impl Arrival {
         ConnectionRecord::new(self.outcome(), self.since, sink)
     }
 
+    /// Errors: `Loop`, for a captured connection that was meant for a listener of this proxy.
+    pub(crate) fn refuse_loop(&self) -> Result<(), Error> {
+        if self.loops {
+            return Err(Error::new(ErrorKind::Loop, format!("{} is a listener of this proxy", self.local)));
+        }
+        Ok(())
+    }
+
     fn outcome(&self) -> ConnectionOutcome {
         let direction = match self.role {
             Role::Inbound => Direction::Inbound,
@@ -142,15 +165,29 @@ impl Arrival {
     }
 }
 
-/// Where a redirected connection was meant to go; none if it was not redirected.
-pub(crate) fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
+/// Whether an address is one of these listeners; `here` is an address that this host is known to have.
+pub(crate) fn is_own(listeners: &[SocketAddr], address: SocketAddr, here: Option<IpAddr>) -> bool {
+    let address = canonical(address);
+    listeners.iter().any(|own| {
+        let any = own.ip().is_unspecified() && (address.ip().is_loopback() || Some(address.ip()) == here);
+        own.port() == address.port() && (own.ip() == address.ip() || any)
+    })
+}
+
+/// An IPv4 address as that, also where it came over a socket of IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Where a redirected connection was meant to go (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`); none if it was
+/// not redirected.
+fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
     let reference = SockRef::from(socket);
-    let local = socket.local_addr().ok()?;
+    let local = canonical(socket.local_addr().ok()?);
     #[cfg(target_os = "linux")]
     let original = if local.is_ipv4() { reference.original_dst_v4() } else { reference.original_dst_v6() };
     #[cfg(not(target_os = "linux"))]
     let original: io::Result<socket2::SockAddr> = Err(io::ErrorKind::Unsupported.into());
     let _ = reference;
-    // Somebody who dialled the listener itself asks for nothing that could be answered.
-    original.ok()?.as_socket().filter(|original| *original != local)
+    original.ok()?.as_socket().map(canonical).filter(|original| *original != local)
 }

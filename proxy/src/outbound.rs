@@ -63,7 +63,10 @@ async fn serve_destination(
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
     record.target(name.to_string());
-    let destination = destination::resolve(worker, name).await;
+    let destination = match arrival.refuse_loop() {
+        Ok(()) => destination::resolve(worker, name).await,
+        Err(error) => Err(error),
+    };
     let carried = match (destination::spoken(worker, &mut stream, destination.as_ref().ok()).await, &destination) {
         (Spoken::Nothing, _) => return Ok(()),
         (Spoken::Http(carried), _) => carried,
@@ -141,7 +144,8 @@ async fn forward(
     match connection.route(&destination, &front, &parts, exchange).await? {
         Routed::Redirect(response) => Ok(reply::of(response, exchange)),
         Routed::To(cluster, chosen) => {
-            let forward = Forward { front, parts, body, upgraded, trace, chosen };
+            let instance = destination.instance();
+            let forward = Forward { front, parts, body, upgraded, trace, chosen, instance };
             let (call, rest) = forward.prepare(&cluster, exchange)?;
             let response = stack::call(&cluster, call).await?;
             rest.finish(response, connection, exchange)

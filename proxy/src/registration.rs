@@ -194,7 +194,8 @@ pub(crate) fn served(snapshot: &Snapshot) -> (Instances, Vec<SocketAddr>) {
         let served = policy.ports.iter().filter_map(|(port, at)| Some((*port, at.app?)));
         let (ports, addresses): (Vec<u32>, Vec<SocketAddr>) = served.map(|(port, app)| (u32::from(port), app)).unzip();
         if !ports.is_empty() {
-            instances.push(Instance { service: name.to_string(), ports });
+            let app_ports = ports.iter().copied().zip(addresses.iter().map(|app| u32::from(app.port())));
+            instances.push(Instance { service: name.to_string(), app_ports: app_ports.collect(), ports });
             apps.extend(addresses);
         }
     }

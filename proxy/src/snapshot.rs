@@ -45,6 +45,9 @@ pub enum Destination {
         service: ServiceName,
         /// The port dialled.
         port: u16,
+        /// An endpoint's own address was dialled: this one instance is meant (its address in
+        /// [`Snapshot::endpoints`]), and no route.
+        instance: Option<SocketAddr>,
     },
     /// No service of the mesh has this name.
     Unknown,
@@ -123,6 +126,8 @@ pub struct Service {
     pub name: ServiceName,
     /// Host names that select it, lower case.
     pub hosts: Vec<String>,
+    /// Virtual addresses that select it.
+    pub addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: BTreeMap<u16, ServicePort>,
     /// How its clusters are treated.
@@ -381,13 +386,13 @@ pub struct Endpoints {
 /// One instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its inbound listener, or the app itself (with the target port of `ports`) if not `meshed`.
+    /// Its inbound listener, or the app itself (with the app's port of `ports`) if not `meshed`.
     pub address: SocketAddr,
     /// Any of these must be the peer's; not empty if `meshed`.
     pub identities: Vec<SpiffeId>,
     /// Whether it has a proxy: then only mTLS, never plaintext.
     pub meshed: bool,
-    /// Service port to target port (0 if `meshed`).
+    /// Service port to the app's own (0: not known, if `meshed`).
     pub ports: BTreeMap<u16, u16>,
     /// Availability zone; empty: unknown.
     pub zone: String,
@@ -424,6 +429,17 @@ pub struct InboundPort {
     pub app: Option<SocketAddr>,
     /// Whether plaintext may come in.
     pub permissive: bool,
+}
+
+impl Endpoints {
+    /// The instance whose app listens at this address, and the service port that it serves there.
+    pub fn at(&self, app: SocketAddr) -> Option<(&Arc<Endpoint>, u16)> {
+        let first = self.endpoints.partition_point(|endpoint| endpoint.address.ip() < app.ip());
+        let here = self.endpoints[first..].iter().take_while(|endpoint| endpoint.address.ip() == app.ip());
+        here.flat_map(|endpoint| endpoint.ports.iter().map(move |(port, target)| (endpoint, *port, *target)))
+            .find(|(_, _, target)| *target == app.port())
+            .map(|(endpoint, port, _)| (endpoint, port))
+    }
 }
 
 impl Snapshot {

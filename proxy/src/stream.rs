@@ -153,6 +153,16 @@ impl Stream {
         matches!(self.kind, Kind::Tls(_))
     }
 
+    /// The connection beneath, with what is to be read before its own bytes; none if it is encrypted.
+    pub(crate) fn into_tcp(self) -> Option<(TcpStream, Bytes)> {
+        match self.kind {
+            Kind::Tcp(tcp) => Some((tcp, self.prefix)),
+            Kind::Tls(_) => None,
+            #[cfg(test)]
+            Kind::Memory(_) => None,
+        }
+    }
+
     /// Ends it so that the peer sees a failure, not an end: TCP's RST, and no `close_notify`.
     pub(crate) fn reset(self) {
         let tcp = match &self.kind {

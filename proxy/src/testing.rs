@@ -114,6 +114,7 @@ impl Called {
         let service = Service {
             name: service_name(name),
             hosts: vec![format!("{name}.shop")],
+            addresses: Vec::new(),
             ports: BTreeMap::from([(80, port)]),
             policy: Arc::new(traffic_policy()),
             version: String::new(),
@@ -203,7 +204,7 @@ pub(crate) fn calling(called: Vec<Called>) -> Snapshot {
         for port in service.ports.keys() {
             snapshot.destinations.insert(
                 format!("{}.shop:{port}", name.name),
-                Destination::Service { service: name.clone(), port: *port },
+                Destination::Service { service: name.clone(), port: *port, instance: None },
             );
         }
         let endpoints = Endpoints {

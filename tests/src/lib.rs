@@ -7,6 +7,7 @@
 pub mod app;
 pub mod load;
 pub mod mesh;
+pub mod netns;
 pub mod peer;
 pub mod process;
 

@@ -47,6 +47,7 @@ pub struct Proxy {
     /// Its bound addresses.
     pub addresses: ProxyAddresses,
     arguments: Vec<String>,
+    wrapper: Vec<String>,
     name: String,
 }
 
@@ -78,8 +79,12 @@ pub struct ProxySpec {
     pub ports: Vec<String>,
     /// `NAME=PORT`.
     pub upstreams: Vec<String>,
-    /// More flags.
+    /// More flags; they stand in the place of those of the same name that all proxies get.
     pub flags: Vec<String>,
+    /// A program with arguments that runs the proxy, such as `ip netns exec NAME`.
+    pub wrapper: Vec<String>,
+    /// Runs as this user.
+    pub uid: Option<u32>,
 }
 
 impl Mesh {
@@ -106,11 +111,14 @@ impl Mesh {
         let address = |of: fn(&ControlPlaneAddresses) -> &String| {
             self.addresses.as_ref().map_or_else(|| "127.0.0.1:0".to_owned(), |addresses| of(addresses).clone())
         };
+        let has_own = |flag: &str| self.flags.iter().any(|own| own == flag);
+        if !has_own("--mesh") {
+            command.args(["--mesh", &address(|a| &a.mesh)]);
+        }
         command
             .arg("--data-dir")
             .arg(&data)
             .args(["--api", &address(|a| &a.api)])
-            .args(["--mesh", &address(|a| &a.mesh)])
             .args(["--health", &address(|a| &a.health)])
             .arg("--context-file")
             .arg(self.context_file())
@@ -233,18 +241,32 @@ impl Mesh {
     pub async fn proxy(&mut self, namespace: &str, spec: ProxySpec) -> Proxy {
         let join = self.join_file(namespace, &spec.account).await;
         let state = self.folder.path().join(format!("state-{}", spec.workload));
+        let mut wrapper = spec.wrapper;
+        if let Some(uid) = spec.uid {
+            let own = |path: &Path| std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("root gives away");
+            std::fs::create_dir(&state).expect("a state directory");
+            open_to_others(self.folder.path(), 0o711);
+            open_to_others(&state, 0o700);
+            own(&state);
+            own(&join);
+            let user = ["setpriv", &format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups"];
+            wrapper.extend(user.map(str::to_owned));
+        }
         let mut arguments: Vec<String> = ["--workload", &spec.workload, "--state-dir"].map(str::to_owned).to_vec();
         arguments.push(state.display().to_string());
         arguments.extend(["--join".to_owned(), join.display().to_string()]);
         for (flag, value) in [
             ("--inbound", "127.0.0.1:0"),
+            ("--captured", "off"),
             ("--http-proxy", "127.0.0.1:0"),
             ("--admin", "127.0.0.1:0"),
             ("--health", "127.0.0.1:0"),
             // The apps of tests outlive their proxies, which wait for them until then.
             ("--drain-deadline", "5s"),
         ] {
-            arguments.extend([flag.to_owned(), value.to_owned()]);
+            if !spec.flags.iter().any(|own| own == flag) {
+                arguments.extend([flag.to_owned(), value.to_owned()]);
+            }
         }
         if let Some(service) = &spec.service {
             arguments.extend(["--service".to_owned(), service.clone()]);
@@ -256,15 +278,29 @@ impl Mesh {
             arguments.extend(["--upstream".to_owned(), upstream.clone()]);
         }
         arguments.extend(spec.flags);
-        let mut proxy = Proxy::launch(&spec.workload, arguments, state, self.folder.path()).await;
+        let mut proxy = Proxy::launch(&spec.workload, wrapper, arguments, state, self.folder.path()).await;
         proxy.wait_ready().await;
         proxy
     }
 }
 
 impl Proxy {
-    async fn launch(name: &str, arguments: Vec<String>, state: PathBuf, folder: &Path) -> Self {
-        let mut command = Command::new(binary("heddle-proxy"));
+    async fn launch(
+        name: &str,
+        wrapper: Vec<String>,
+        arguments: Vec<String>,
+        state: PathBuf,
+        folder: &Path,
+    ) -> Self {
+        let proxy = binary("heddle-proxy");
+        let mut command = match wrapper.split_first() {
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(proxy);
+                command
+            }
+            None => Command::new(proxy),
+        };
         command.args(&arguments);
         let written = state.join("addresses.json");
         let _ = std::fs::remove_file(&written);
@@ -274,7 +310,7 @@ impl Proxy {
             async move { ProxyAddresses::parse(&read?) }
         })
         .await;
-        Self { process, state, addresses, arguments, name: name.to_owned() }
+        Self { process, state, addresses, arguments, wrapper, name: name.to_owned() }
     }
 
     /// Waits until it is ready.
@@ -313,7 +349,8 @@ impl Proxy {
                 arguments[at + 1] = address.to_string();
             }
         }
-        let fresh = Self::launch(&self.name, arguments.clone(), self.state.clone(), folder).await;
+        let wrapper = self.wrapper.clone();
+        let fresh = Self::launch(&self.name, wrapper, arguments.clone(), self.state.clone(), folder).await;
         *self = fresh;
         self.arguments = arguments;
         self.wait_ready().await;
@@ -410,6 +447,11 @@ pub fn reqwest_client(builder: reqwest::ClientBuilder) -> reqwest::Client {
 fn read_json(path: &Path) -> Result<Value, String> {
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+}
+
+fn open_to_others(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("a folder of one's own");
 }
 
 fn write_private(path: &Path, text: &str) {

@@ -29,7 +29,7 @@ pub fn kept(file: &str) -> Option<PathBuf> {
     home.map(|home| home.join(file)).filter(|path| path.exists()).or_else(|| missing(file))
 }
 
-fn missing(program: &str) -> Option<PathBuf> {
+pub(crate) fn missing(program: &str) -> Option<PathBuf> {
     assert!(
         std::env::var_os("HEDDLE_REQUIRE_PEERS").is_none_or(|value| value != "1"),
         "{program} is missing, and HEDDLE_REQUIRE_PEERS=1 makes that a failure"

@@ -18,6 +18,11 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub hosts: Vec<String>,
+    /// Virtual addresses that select it, IPv4 or IPv6, such as the cluster IPs of a Kubernetes Service: captured
+    /// connections to one of them and a port of the service are balanced over its instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub addresses: Vec<String>,
     /// Namespaces whose workloads may discover it; `*` is all, `.` its own. Default: `*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]

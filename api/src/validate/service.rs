@@ -39,6 +39,11 @@ pub(super) fn check_service(spec: &ServiceSpec, path: &Path<'_>, faults: &mut Fa
         faults.check(&hosts.index(index), outcome);
     }
     faults.unique(&hosts, &spec.hosts, |host| format!("{host:?}"));
+    let addresses = path.field("addresses");
+    for (index, address) in spec.addresses.iter().enumerate() {
+        faults.check(&addresses.index(index), virtual_address(address));
+    }
+    faults.unique(&addresses, &spec.addresses, |address| format!("{address:?}"));
     let exports = path.field("exportTo");
     for (index, namespace) in spec.export_to.iter().enumerate() {
         let outcome = match namespace.as_str() {
@@ -52,6 +57,17 @@ pub(super) fn check_service(spec: &ServiceSpec, path: &Path<'_>, faults: &mut Fa
         faults.add(&exports, "\"*\" is all namespaces; leave the others out");
     }
     check_probes(spec, path, faults);
+}
+
+fn virtual_address(text: &str) -> Result<(), String> {
+    match text.parse::<IpAddr>() {
+        Err(_) => Err(format!("{text:?} is no IP address (without port)")),
+        Ok(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || ip == IpAddr::from([255; 4]) => {
+            Err(format!("{ip} is no address that other hosts could dial"))
+        }
+        Ok(ip) if ip.to_canonical() != ip => Err(format!("{ip} is an IPv4 address: write {}", ip.to_canonical())),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn check_probes(spec: &ServiceSpec, path: &Path<'_>, faults: &mut Faults) {

@@ -23,6 +23,26 @@ pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::Endpoints> {
     })
 }
 
+/// At which ports of its address the app of a registered workload serves a service.
+pub(crate) fn registered_app_ports(service: &Object<ServiceSpec>, name: &Name, workload: &Registered) -> Vec<u16> {
+    targets(from_registered(service, name, workload))
+}
+
+/// At which ports of its address a declared workload's app serves a service.
+pub(crate) fn declared_app_ports(
+    mesh: &Mesh,
+    service: &Object<ServiceSpec>,
+    name: &Name,
+    workload: &Object<WorkloadSpec>,
+) -> Vec<u16> {
+    targets(from_declared(mesh, service, name, workload))
+}
+
+fn targets(endpoint: Option<(SocketAddr, proto::Endpoint)>) -> Vec<u16> {
+    let ports = endpoint.into_iter().flat_map(|(_, endpoint)| endpoint.ports);
+    ports.filter_map(|port| u16::try_from(port.target_port).ok()).collect()
+}
+
 /// Whether an identity may serve a service: one of its service accounts, in its namespace.
 pub(crate) fn may_serve(service: &Object<ServiceSpec>, identity: &SpiffeId) -> bool {
     let Some((namespace, account)) = identity.as_workload() else {
@@ -49,7 +69,8 @@ fn from_registered(
     }
     let served: Vec<u16> =
         workload.services.iter().filter(|(served, _)| served == name).flat_map(|(_, ports)| ports).copied().collect();
-    let ports = ports(service, &served, false);
+    let own = workload.app_ports.get(name);
+    let ports = ports(service, &served, |port| own.and_then(|own| own.get(&port)).copied());
     if ports.is_empty() {
         return None;
     }
@@ -87,7 +108,7 @@ fn from_declared(
         .flat_map(|served| &served.ports)
         .copied()
         .collect();
-    let ports = ports(service, &served, !meshed);
+    let ports = ports(service, &served, |_| None);
     let port = match workload.spec.inbound_port {
         Some(port) => port,
         None => u16::try_from(ports.first()?.target_port).ok()?,
@@ -106,13 +127,17 @@ fn from_declared(
     (!endpoint.ports.is_empty()).then_some((address, endpoint))
 }
 
-/// The service's ports that a workload serves (all, if it names none).
-fn ports(service: &Object<ServiceSpec>, served: &[u16], with_target: bool) -> Vec<proto::EndpointPort> {
+/// The service's ports that a workload serves (all, if it names none), with the app's own.
+fn ports(
+    service: &Object<ServiceSpec>,
+    served: &[u16],
+    own: impl Fn(u16) -> Option<u16>,
+) -> Vec<proto::EndpointPort> {
     (service.spec.ports.iter())
         .filter(|port| served.is_empty() || served.contains(&port.port))
         .map(|port| proto::EndpointPort {
             port: port.port.into(),
-            target_port: if with_target { port.target_port.unwrap_or(port.port).into() } else { 0 },
+            target_port: own(port.port).or(port.target_port).unwrap_or(port.port).into(),
         })
         .collect()
 }

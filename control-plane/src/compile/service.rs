@@ -18,6 +18,7 @@ pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::Service> {
         hosts: mesh.hosts(name),
         ports,
         traffic_policy: Some(traffic::effective(mesh, name)),
+        addresses: service.spec.addresses.clone(),
     })
 }
 

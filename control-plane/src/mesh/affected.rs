@@ -1,10 +1,12 @@
 //! Which compiled resources a change touches.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use heddle_api::resource::{Name, ObjectKind};
 
-use super::{Mesh, RouteName, grpc_links, http_links, scope, tcp_links, workload_services};
+use super::{
+    Mesh, RouteName, declared_address, grpc_links, http_links, scope, tcp_links, virtual_addresses, workload_services,
+};
 
 /// A set of services: what a policy attaches to, or what a change touches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +50,13 @@ pub struct Affected {
 }
 
 impl Affected {
+    /// Notes that aliases with this address may mean something else now.
+    pub(super) fn add_address(&mut self, address: IpAddr) {
+        if let Hosts::Some(hosts) = &mut self.hosts {
+            hosts.insert(address.to_string().into());
+        }
+    }
+
     /// Takes in what another change touches.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
@@ -85,6 +94,7 @@ impl Mesh {
             ObjectKind::Workload => {
                 if let Some(workload) = self.workloads.get(name) {
                     affected.endpoints.extend(workload_services(name, workload).into_iter().map(Scope::Service));
+                    declared_address(workload).into_iter().for_each(|address| affected.add_address(address));
                 }
             }
             ObjectKind::HttpRoute | ObjectKind::GrpcRoute | ObjectKind::TcpRoute => {
@@ -116,6 +126,11 @@ impl Mesh {
         if let Hosts::Some(hosts) = &mut affected.hosts {
             hosts.extend(self.hosts(name).into_iter().map(Arc::from));
         }
+        // Which of its ports an instance's address means, and to whom, is the service's to say.
+        let instances = self.registered_workloads(name).map(|workload| workload.address.ip());
+        let declared = self.declared_workloads(name).filter_map(|workload| declared_address(workload));
+        let claimed = self.services.get(name).into_iter().flat_map(|service| virtual_addresses(service));
+        instances.chain(declared).chain(claimed).for_each(|address| affected.add_address(address));
     }
 
     fn parents(&self, kind: ObjectKind, route: &Name) -> BTreeSet<Name> {

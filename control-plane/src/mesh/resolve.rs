@@ -1,8 +1,11 @@
 //! From the name that an app dials to a service.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use heddle_api::resource::{Name, Object, ServiceSpec};
 
 use super::Mesh;
+use crate::compile::{declared_app_ports, registered_app_ports};
 
 /// The longest alias: a DNS name, a colon, a port.
 pub const MAX_ALIAS: usize = 253 + 6;
@@ -11,10 +14,16 @@ impl Mesh {
     /// Which service a dialled name means to a workload of a namespace: `service.namespace`, the same
     /// with one of the mesh's suffixes, or a host that a service claims (the oldest one, if several
     /// do). Names of the first two forms cannot be claimed by others.
+    ///
+    /// Of an address: the service that an instance there serves with its app at this port, or a service
+    /// that claims it as virtual address. An instance's address cannot be claimed by others.
     pub fn resolve(&self, host: &str, port: u16, viewer: &str) -> Option<Name> {
         let fits = |service: &Object<ServiceSpec>| {
             is_exported(service, viewer) && service.spec.ports.iter().any(|candidate| candidate.port == port)
         };
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return self.resolve_address(address, port, viewer);
+        }
         for name in self.canonical(host) {
             if let Some(service) = self.services.get(&name) {
                 return fits(service).then_some(name);
@@ -23,6 +32,42 @@ impl Mesh {
         let claims = self.extra_hosts.of(host).filter_map(|name| Some((name, self.services.get(name)?)));
         claims
             .filter(|(_, service)| fits(service))
+            .min_by_key(|(name, service)| (crate::compile::age(&service.metadata), (*name).clone()))
+            .map(|(name, _)| name.clone())
+    }
+
+    fn resolve_address(&self, address: IpAddr, port: u16, viewer: &str) -> Option<Name> {
+        let mut instances = BTreeSet::new();
+        for workload in self.registered_at.of(&address).filter_map(|name| self.registered.get(name)) {
+            instances.extend(workload.services.iter().map(|(service, _)| service).filter(|service| {
+                let object = self.services.get(*service);
+                object.is_some_and(|object| registered_app_ports(object, service, workload).contains(&port))
+            }));
+        }
+        let declared = self.workloads_at.of(&address).filter(|name| !self.registered.contains_key(*name));
+        let declared = declared.filter_map(|name| self.workloads.get_key_value(name));
+        let mut declared_services = BTreeSet::new();
+        for (name, workload) in declared {
+            declared_services.extend(super::workload_services(name, workload).into_iter().filter(|service| {
+                let object = self.services.get(service);
+                object.is_some_and(|object| declared_app_ports(self, object, service, workload).contains(&port))
+            }));
+        }
+        instances.extend(&declared_services);
+        if !instances.is_empty() {
+            return self.oldest(instances.into_iter(), viewer);
+        }
+        let serves = |name: &&Name| {
+            self.services.get(*name).is_some_and(|service| service.spec.ports.iter().any(|own| own.port == port))
+        };
+        self.oldest(self.addresses.of(&address).filter(serves), viewer)
+    }
+
+    /// The oldest service of these that a workload of a namespace may discover.
+    fn oldest<'a>(&self, names: impl Iterator<Item = &'a Name>, viewer: &str) -> Option<Name> {
+        names
+            .filter_map(|name| Some((name, self.services.get(name)?)))
+            .filter(|(_, service)| is_exported(service, viewer))
             .min_by_key(|(name, service)| (crate::compile::age(&service.metadata), (*name).clone()))
             .map(|(name, _)| name.clone())
     }
@@ -81,6 +126,9 @@ pub fn parse_alias(alias: &str) -> Option<(String, u16)> {
     }
     let port = port.parse().ok().filter(|port| *port != 0)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Some((address.to_canonical().to_string(), port));
+    }
     let host = host.strip_suffix('.').unwrap_or(host);
     (!host.is_empty()).then(|| (host.to_ascii_lowercase(), port))
 }

@@ -33,6 +33,7 @@ pub(crate) fn registered(name: &str, account: &str, address: &str, services: &[&
         identity: format!("spiffe://td/ns/shop/sa/{account}").parse().unwrap(),
         address: address.parse().unwrap(),
         services: services.iter().map(|service| (Name::parse(service).unwrap(), Vec::new())).collect(),
+        app_ports: BTreeMap::new(),
         zone: String::new(),
         ready: true,
     })

@@ -60,6 +60,7 @@ impl Registrations {
         }
         Ok(Registration {
             services: self.services(identity, &request)?,
+            app_ports: app_ports(&request)?,
             name,
             revision: 0,
             identity: identity.to_string(),
@@ -102,6 +103,28 @@ impl Registrations {
         }
         Ok(services)
     }
+}
+
+/// Where the app listens, by service and service port.
+fn app_ports(request: &RegisterRequest) -> Result<BTreeMap<String, BTreeMap<u16, u16>>, Status> {
+    let port = |port: u32| u16::try_from(port).ok().filter(|port| *port != 0);
+    let mut all = BTreeMap::new();
+    for instance in &request.instances {
+        let ports = instance.app_ports.iter().map(|(service, app)| Some((port(*service)?, port(*app)?)));
+        let ports: Option<BTreeMap<u16, u16>> = ports.collect();
+        match ports {
+            Some(ports) if ports.len() <= MAX_PORTS && ports.keys().all(|p| instance.ports.contains(&u32::from(*p))) => {
+                if !ports.is_empty() {
+                    all.insert(instance.service.clone(), ports);
+                }
+            }
+            _ => {
+                let said = format!("{}: app_ports are from ports that are served to 1 to 65535", instance.service);
+                return Err(Status::invalid_argument(said));
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// A workload's name in the namespace of its identity: a DNS label.

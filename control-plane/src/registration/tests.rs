@@ -98,7 +98,7 @@ fn peer(account: &str) -> Peer {
 }
 
 fn request(workload: &str, services: &[&str]) -> RegisterRequest {
-    let instance = |service: &&str| Instance { service: (*service).to_owned(), ports: Vec::new() };
+    let instance = |service: &&str| Instance { service: (*service).to_owned(), ..Instance::default() };
     RegisterRequest {
         workload: workload.to_owned(),
         instances: services.iter().map(instance).collect(),

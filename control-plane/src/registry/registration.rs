@@ -28,6 +28,9 @@ pub struct Registration {
     pub address: SocketAddr,
     /// What it serves: services as `<namespace>/<name>`; no ports: all of them.
     pub services: BTreeMap<String, Vec<u16>>,
+    /// By service: service port to the app's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub app_ports: BTreeMap<String, BTreeMap<u16, u16>>,
     /// As told by the proxy.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

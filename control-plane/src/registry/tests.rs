@@ -143,6 +143,7 @@ async fn registrations_make_no_revision_and_survive() {
         identity: "spiffe://heddle.local/ns/shop/sa/a".to_owned(),
         address: "10.0.0.1:15006".parse().unwrap(),
         services: [("shop/a".to_owned(), vec![1])].into(),
+        app_ports: [("shop/a".to_owned(), [(1, 8001)].into())].into(),
         labels: [("version".to_owned(), "v2".to_owned())].into(),
         zone: "z".to_owned(),
         version: "0.1.0".to_owned(),

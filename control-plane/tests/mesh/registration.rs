@@ -14,7 +14,7 @@ use crate::world::{Ads, ORDERS, SOON, World};
 fn request(workload: &str, ready: bool) -> RegisterRequest {
     RegisterRequest {
         workload: workload.to_owned(),
-        instances: vec![Instance { service: "shop/orders".to_owned(), ports: vec![80] }],
+        instances: vec![Instance { service: "shop/orders".to_owned(), ports: vec![80], ..Instance::default() }],
         address: ":15006".to_owned(),
         ready,
         ..RegisterRequest::default()

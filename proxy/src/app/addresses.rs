@@ -24,11 +24,11 @@ const BACKLOG: i32 = 4096;
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Addresses {
-    /// mTLS from peers.
+    /// mTLS from peers; the first, if there are several.
     pub inbound: SocketAddr,
     /// Captured connections.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub captured: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub captured: Vec<SocketAddr>,
     /// HTTP proxy port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_proxy: Option<SocketAddr>,
@@ -70,9 +70,12 @@ pub(super) struct Listeners {
 
 impl Listeners {
     pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
-        let mut traffic = vec![(Role::Inbound, bind("inbound.listen", config.inbound.listen)?)];
-        if let Some(address) = config.outbound.captured {
-            traffic.push((Role::Captured, bind("outbound.captured", address)?));
+        let mut traffic = Vec::new();
+        for listener in bind_all("inbound.listen", &config.inbound.listen)? {
+            traffic.push((Role::Inbound, listener));
+        }
+        for listener in bind_all("outbound.captured", &config.outbound.captured)? {
+            traffic.push((Role::Captured, listener));
         }
         if let Some(address) = config.outbound.http_proxy {
             traffic.push((Role::HttpProxy, bind("outbound.httpProxy", address)?));
@@ -86,9 +89,10 @@ impl Listeners {
     }
 
     pub(super) fn addresses(&self) -> io::Result<Addresses> {
+        let inbound = self.traffic.iter().find(|(role, _)| matches!(role, Role::Inbound));
         let mut addresses = Addresses {
-            inbound: self.health.local_addr()?,
-            captured: None,
+            inbound: inbound.map_or(&self.health, |(_, listener)| listener).local_addr()?,
+            captured: Vec::new(),
             http_proxy: None,
             upstreams: BTreeMap::new(),
             admin: self.admin.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -97,8 +101,8 @@ impl Listeners {
         for (role, listener) in &self.traffic {
             let at = listener.local_addr()?;
             match role {
-                Role::Inbound => addresses.inbound = at,
-                Role::Captured => addresses.captured = Some(at),
+                Role::Inbound => {}
+                Role::Captured => addresses.captured.push(at),
                 Role::HttpProxy => addresses.http_proxy = Some(at),
                 Role::Upstream(upstream) => _ = addresses.upstreams.insert(upstream.typed.clone(), at),
             }
@@ -107,14 +111,44 @@ impl Listeners {
     }
 }
 
+/// A socket for each address. Where the host has no IPv6, those of IPv4 are enough.
+fn bind_all(setting: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let has_ipv4 = addresses.iter().any(SocketAddr::is_ipv4);
+        let own_family = address.is_ipv6() && has_ipv4;
+        match bind_for(setting, *address, own_family) {
+            Ok(listener) => listeners.push(listener),
+            Err(StartError::Bind { source, .. }) if address.is_ipv6() && has_ipv4 && is_no_ipv6(&source) => {
+                tracing::info!(%address, setting, "this host has no IPv6: not listening there");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(listeners)
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    let unsupported = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported)
+}
+
 /// One socket for one address. Not SO_REUSEPORT: two sidecars must not share a mistyped port in
 /// silence.
 fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    bind_for(setting, address, false)
+}
+
+/// With `own_family`, `[::]` is not for IPv4 too: that is listened on by itself.
+fn bind_for(setting: &str, address: SocketAddr, own_family: bool) -> Result<TcpListener, StartError> {
     let bound = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for connections of the last process to be forgotten.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        if own_family {
+            socket.set_only_v6(true)?;
+        }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(TcpListener::from(socket))
@@ -136,10 +170,10 @@ pub(super) fn write(addresses: &Addresses, state: Option<&StateDir>) {
 impl fmt::Display for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "inbound {}", self.inbound)?;
-        for (name, address) in [("captured", self.captured), ("http-proxy", self.http_proxy), ("admin", self.admin)] {
-            if let Some(address) = address {
-                write!(f, ", {name} {address}")?;
-            }
+        let captured = self.captured.iter().map(|address| ("captured", address));
+        let http_proxy = self.http_proxy.iter().map(|address| ("http-proxy", address));
+        for (name, address) in captured.chain(http_proxy).chain(self.admin.iter().map(|address| ("admin", address))) {
+            write!(f, ", {name} {address}")?;
         }
         for (name, address) in &self.upstreams {
             write!(f, ", {name} {address}")?;
@@ -167,7 +201,7 @@ mod tests {
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let addresses = Addresses {
             inbound: at(1),
-            captured: None,
+            captured: vec![at(6), at(7)],
             http_proxy: Some(at(2)),
             upstreams: BTreeMap::from([("db".to_owned(), at(3))]),
             admin: Some(at(4)),
@@ -175,6 +209,7 @@ mod tests {
         };
         let expected = serde_json::json!({
             "inbound": "127.0.0.1:1",
+            "captured": ["127.0.0.1:6", "127.0.0.1:7"],
             "httpProxy": "127.0.0.1:2",
             "upstreams": { "db": "127.0.0.1:3" },
             "admin": "127.0.0.1:4",

@@ -216,6 +216,13 @@ impl Balancer {
         ))
     }
 
+    /// The endpoint at this address, whatever is thought of it: the caller has chosen. Errors: `NoEndpoints`.
+    pub fn pick_only(&self, address: SocketAddr, now: Instant) -> Result<Picked, Error> {
+        let index = self.all.iter().position(|slot| slot.endpoint.address == address);
+        let gone = || Error::new(ErrorKind::NoEndpoints, format!("no instance of {} is at {address}", self.name));
+        Ok(self.picked(index.ok_or_else(gone)?, now, false))
+    }
+
     fn picked(&self, index: usize, now: Instant, probe: bool) -> Picked {
         let slot = &self.all[index];
         slot.state.load.update(|load| load + 1);

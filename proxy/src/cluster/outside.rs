@@ -11,6 +11,7 @@ use tokio::{
 use super::{Cluster, Clusters};
 use crate::{
     config::DialName,
+    listener,
     outcome::{Error, ErrorKind},
     snapshot::{
         Balancing, ClusterName, Endpoint, Endpoints, Limits, OutlierDetection, Protocol, RetryPolicy, Service,
@@ -85,11 +86,7 @@ impl Clusters {
 
     /// Whether a connection to this address would come back.
     pub(crate) fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let ip = address.ip().to_canonical();
-        self.own_listeners.iter().any(|own| {
-            let same_host = own.ip().to_canonical() == ip || (own.ip().is_unspecified() && ip.is_loopback());
-            own.port() == address.port() && same_host
-        })
+        listener::is_own(&self.own_listeners, address, None)
     }
 }
 
@@ -138,6 +135,7 @@ fn outside_service(name: &ClusterName) -> Service {
     Service {
         name: name.service.clone(),
         hosts: Vec::new(),
+        addresses: Vec::new(),
         ports: BTreeMap::from([(name.port, port)]),
         policy: Arc::new(policy),
         version: String::new(),

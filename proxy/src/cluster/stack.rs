@@ -12,7 +12,7 @@ mod send;
 mod tests;
 mod try_timeout;
 
-use std::{rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::{Request, Response};
 use tokio::time::{Duration, Instant};
@@ -49,6 +49,8 @@ pub(crate) struct Context {
     pub(crate) carried: Carried,
     /// The body waits for the upstream's 100.
     pub(crate) expect: Option<Expect>,
+    /// The only endpoint that may get it.
+    pub(crate) instance: Option<SocketAddr>,
 }
 
 /// Timeouts and retries of a route, or else of the cluster.

@@ -41,14 +41,15 @@ pub struct Flags {
     /// Folder for key, certificate and last good configuration.
     #[arg(long, value_name = "DIR", env = "HEDDLE_PROXY_STATE_DIR")]
     pub state_dir: Option<String>,
-    /// Where peer proxies are accepted [default: 0.0.0.0:15006].
-    #[arg(long, value_name = "ADDRESS", env = "HEDDLE_PROXY_INBOUND")]
+    /// Where peer proxies, and connections redirected on their way to the application, are accepted
+    /// [default: 0.0.0.0:15006,[::]:15006].
+    #[arg(long, value_name = "ADDRESS,..", env = "HEDDLE_PROXY_INBOUND")]
     pub inbound: Option<String>,
     /// Address to register instead: IP:PORT, IP or :PORT.
     #[arg(long, value_name = "ADDRESS", env = "HEDDLE_PROXY_ADVERTISE")]
     pub advertise: Option<String>,
-    /// Listener of captured connections [default: off].
-    #[arg(long, value_name = "ADDRESS|off", env = "HEDDLE_PROXY_CAPTURED")]
+    /// Where connections of the application are redirected to [default: 127.0.0.1:15001,[::1]:15001].
+    #[arg(long, value_name = "ADDRESS,..|off", env = "HEDDLE_PROXY_CAPTURED")]
     pub captured: Option<String>,
     /// HTTP proxy port of the application [default: 127.0.0.1:15002].
     #[arg(long, value_name = "ADDRESS|off", env = "HEDDLE_PROXY_HTTP_PROXY")]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     path::Path,
     str::FromStr,
@@ -83,14 +83,14 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
 fn same_address_twice(config: &Config, faults: &Faults) {
     let mut seen = BTreeMap::new();
     let upstreams = config.outbound.upstreams.iter().enumerate();
+    let inbound = config.inbound.listen.iter().map(|address| ("inbound.listen".to_owned(), Some(*address)));
+    let captured = config.outbound.captured.iter().map(|address| ("outbound.captured".to_owned(), Some(*address)));
     let named = [
-        ("inbound.listen".to_owned(), Some(config.inbound.listen)),
-        ("outbound.captured".to_owned(), config.outbound.captured),
         ("outbound.httpProxy".to_owned(), config.outbound.http_proxy),
         ("admin".to_owned(), config.admin),
         ("health".to_owned(), Some(config.health)),
     ];
-    let named = named.into_iter().chain(
+    let named = inbound.chain(captured).chain(named).chain(
         upstreams.map(|(index, upstream)| (format!("outbound.upstreams[{index}].listen"), Some(upstream.listen))),
     );
     for (path, address) in named {
@@ -107,6 +107,16 @@ fn loopback(port: u16) -> SocketAddr {
 
 fn any(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+}
+
+/// Both families: a connection is redirected to an address of its own.
+fn both_loopbacks(port: u16) -> Vec<SocketAddr> {
+    vec![loopback(port), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
+}
+
+/// As [`both_loopbacks`], for those outside.
+fn both_any(port: u16) -> Vec<SocketAddr> {
+    vec![any(port), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]
 }
 
 /// `ip:port`, or a port of 127.0.0.1.
@@ -217,7 +227,10 @@ fn parse_port(text: &str) -> Result<u16, String> {
 }
 
 fn inbound(mut at: Section) -> Inbound {
-    let listen = address(&mut at, "listen").unwrap_or_else(|| any(15006));
+    let listen = at.parse_each("listen", parse_address).unwrap_or_else(|| both_any(15006));
+    if listen.is_empty() {
+        at.fault("listen", "is empty: write IP:PORT, or a port of 127.0.0.1");
+    }
     let advertise = at
         .parse_with("advertise", |text| {
             let right = || "write IP:PORT, IP or :PORT".to_owned();
@@ -238,11 +251,12 @@ fn inbound(mut at: Section) -> Inbound {
 }
 
 fn outbound(mut at: Section) -> Outbound {
-    let captured = address_or_off(&mut at, "captured", None);
+    let captured = captured(&mut at);
     let http_proxy = address_or_off(&mut at, "httpProxy", Some(loopback(15002)));
-    for (key, address) in [("captured", captured), ("httpProxy", http_proxy)] {
+    let named = captured.iter().map(|address| ("captured", address)).chain(http_proxy.iter().map(|a| ("httpProxy", a)));
+    for (key, address) in named {
         // Whoever can reach these calls with this workload's identity.
-        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+        if !address.ip().is_loopback() {
             at.fault(
                 key,
                 format_args!("{address} lets other hosts call as this workload: write an address of loopback"),
@@ -269,6 +283,20 @@ fn outbound(mut at: Section) -> Outbound {
     }
     at.finish();
     Outbound { captured, http_proxy, upstreams }
+}
+
+fn captured(at: &mut Section) -> Vec<SocketAddr> {
+    if at.is_off("captured") {
+        at.parse_with("captured", |_| Ok(()));
+        return Vec::new();
+    }
+    let parse = |text: &str| match text.parse::<u16>() {
+        Ok(port) => Ok(both_loopbacks(port)),
+        Err(_) => text.parse().map(|address| vec![address]).map_err(|_| {
+            "write IP:PORT, or a port of both 127.0.0.1 and ::1, or several with commas between them, or off".to_owned()
+        }),
+    };
+    at.parse_each("captured", parse).map_or_else(|| both_loopbacks(15001), |addresses| addresses.concat())
 }
 
 fn labels(top: &mut Section) -> BTreeMap<String, String> {

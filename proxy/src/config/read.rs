@@ -150,6 +150,36 @@ impl Section {
         }
     }
 
+    /// Values by this parser: a list, or text with commas between them. None if the key is absent, or one of them is
+    /// wrong.
+    pub(super) fn parse_each<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let value = match self.take(key)? {
+            Value::Null => return None,
+            value => value,
+        };
+        let values = match value {
+            Value::Array(values) => values,
+            Value::String(text) => text.split(',').map(|text| Value::String(text.trim().to_owned())).collect(),
+            value => vec![value],
+        };
+        let mut parsed = Vec::new();
+        let mut right = true;
+        for value in values {
+            match text(&value).ok_or_else(|| "write single values".to_owned()).and_then(|text| parse(&text)) {
+                Ok(one) => parsed.push(one),
+                Err(why) => {
+                    self.fault(key, format_args!("{} is not right: {why}", show(&value)));
+                    right = false;
+                }
+            }
+        }
+        right.then_some(parsed)
+    }
+
     /// As [`Section::parse_with`]; absent is a fault.
     pub(super) fn require<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         if matches!(self.unread.get(key), None | Some(Value::Null)) {

@@ -61,13 +61,27 @@ fn service(config: &Config) -> (String, Vec<(Option<u16>, String)>) {
     (service.name.to_string(), service.ports.iter().map(|port| (port.port, port.app.to_string())).collect())
 }
 
+fn shown(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn captured_connections_have_a_listener_of_each_family_or_those_that_are_named() {
+    let captured = |flags: &[&str]| shown(&Files::new().load(flags).unwrap().outbound.captured);
+    assert_eq!(captured(&["--captured", "off"]), "");
+    assert_eq!(captured(&["--captured", "4001"]), "127.0.0.1:4001 [::1]:4001");
+    assert_eq!(captured(&["--captured", "127.0.0.1:0, [::1]:7"]), "127.0.0.1:0 [::1]:7");
+    let written = Files::new().load_yaml("outbound: { captured: ['127.0.0.1:5', '[::1]:6'] }").unwrap();
+    assert_eq!(shown(&written.outbound.captured), "127.0.0.1:5 [::1]:6");
+}
+
 #[test]
 fn nothing_but_a_join_file_is_a_client_with_safe_defaults() {
     let config = Files::new().load(&[]).unwrap();
     assert!(config.services.is_empty());
-    assert_eq!(config.inbound.listen.to_string(), "0.0.0.0:15006");
+    assert_eq!(shown(&config.inbound.listen), "0.0.0.0:15006 [::]:15006");
     assert_eq!(config.outbound.http_proxy.unwrap().to_string(), "127.0.0.1:15002");
-    assert_eq!(config.outbound.captured, None);
+    assert_eq!(shown(&config.outbound.captured), "127.0.0.1:15001 [::1]:15001");
     assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:15000");
     assert_eq!(config.join.token.as_ref().unwrap().0, "hjt_1_secret");
     assert!(!format!("{config:?}").contains("hjt_1_secret"));

@@ -9,6 +9,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -400,14 +401,31 @@ impl Table {
                     if !self.backends_are_answered(service, now) {
                         continue;
                     }
-                    let Some(port) = name.rsplit_once(':').and_then(|(_, port)| port.parse().ok()) else { continue };
-                    Destination::Service { service: service.name.clone(), port }
+                    let endpoints = snapshot.endpoints.get(&service.name).map(|endpoints| &**endpoints);
+                    match destination(name, service, endpoints) {
+                        Some(destination) => destination,
+                        None => continue,
+                    }
                 }
             };
             snapshot.destinations.insert(name.clone(), destination);
         }
         snapshot
     }
+}
+
+/// What an alias of a service means: the port that it names; or, if it is the address of an instance and of
+/// its app's port, that instance.
+fn destination(alias: &str, service: &Service, endpoints: Option<&Endpoints>) -> Option<Destination> {
+    let (_, port) = alias.rsplit_once(':')?;
+    let to = |port, instance| Destination::Service { service: service.name.clone(), port, instance };
+    let Ok(address) = alias.parse::<SocketAddr>() else { return Some(to(port.parse().ok()?, None)) };
+    Some(match endpoints.and_then(|endpoints| endpoints.at(address)) {
+        Some((endpoint, port)) => to(port, Some(endpoint.address)),
+        None if service.addresses.contains(&address.ip()) => to(address.port(), None),
+        // It has left. Not unknown: that could be sent there in plaintext.
+        None => Destination::Rejected(format!("no instance of {} is at {address} any more", service.name).into()),
+    })
 }
 
 /// Names that stand for a service, with which.

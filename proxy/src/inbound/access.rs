@@ -9,14 +9,14 @@ use std::{
 };
 
 use http::{HeaderValue, Method, header::USER_AGENT, request::Parts};
-use tokio::{net::TcpStream, sync::Notify, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use super::caller::Caller;
 use crate::{
     authorize::{AtAccept, Peer},
     exchange::Exchange,
     headers,
-    listener::{self, Arrival},
+    listener::Arrival,
     outcome::{Authorization, Direction, Error, ErrorKind, RequestOutcome},
     serve,
     snapshot::{ClusterName, InboundPolicy, InboundPort, Protocol, ServiceName, Snapshot},
@@ -29,7 +29,8 @@ pub(crate) struct Connection {
     worker: Rc<Worker>,
     arrival: Rc<Arrival>,
     caller: Caller,
-    /// The port asked for; in plaintext it may not be known before a request names a host.
+    /// The port asked for by a peer proxy. In plaintext the address dialled says it; where that is our own
+    /// listener's, it is not known before a request names a host.
     wanted: Option<ClusterName>,
     /// What was decided at accept, and by which policy.
     decided: RefCell<Option<(Arc<InboundPolicy>, u16, AtAccept)>>,
@@ -131,6 +132,7 @@ impl Connection {
             None if self.caller.id().is_some() => {
                 Err(Error::new(ErrorKind::NotServed, "the caller's handshake names no port of a service"))
             }
+            None if self.arrival.redirected => find_dialled(&snapshot, self.arrival.local),
             None => find_by_host(&snapshot, authority),
         }
     }
@@ -259,13 +261,23 @@ impl Port {
     }
 }
 
-/// The port that a redirected plaintext connection was meant for.
-pub(super) fn port_dialled(worker: &Worker, socket: &TcpStream) -> Option<ClusterName> {
-    let dialled = listener::original_destination(socket)?;
-    let snapshot = worker.common.discovery.snapshot();
-    served(&snapshot)
-        .find(|(_, _, port)| port.app.is_some_and(|app| app.port() == dialled.port()))
-        .map(|(policy, port, _)| ClusterName { service: policy.service.clone(), port })
+/// The port of a service that the app serves at an address that somebody without a proxy dialled. Where several
+/// services have that port, the strictest decides: the caller has no way to say which it means.
+fn find_dialled(snapshot: &Snapshot, dialled: SocketAddr) -> Result<Port, Error> {
+    let here = served(snapshot).filter(|(_, _, port)| port.app.is_some_and(|app| app.port() == dialled.port()));
+    let strictest = here.min_by_key(|(policy, number, port)| (port.permissive, policy.service.clone(), *number));
+    match strictest {
+        Some((policy, number, _)) => {
+            let port = find(snapshot, &ClusterName { service: policy.service.clone(), port: number })?;
+            // As it was dialled: what the app has bound to loopback alone stays there.
+            Ok(Port { app: dialled, ..port })
+        }
+        None if snapshot.inbound.is_empty() => Err(Error::new(ErrorKind::NotReady, "this proxy has no policy yet")),
+        None => {
+            let detail = format!("this workload serves no service at port {} of its app", dialled.port());
+            Err(Error::new(ErrorKind::NotServed, detail))
+        }
+    }
 }
 
 /// All ports of this workload.

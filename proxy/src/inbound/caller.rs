@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use heddle_certs::{SpiffeId, verify};
 use rustls::CipherSuite;
 use tokio::{
@@ -67,10 +68,12 @@ pub(super) async fn is_tls(limits: &Limits, socket: &TcpStream) -> Result<Option
     }
 }
 
-/// Ends TLS: the caller, the port that it asks for by SNI, and what it will speak by ALPN.
+/// Ends TLS: the caller, the port that it asks for by SNI, and what it will speak by ALPN. `read` is what was read
+/// of it before.
 pub(super) async fn terminate(
     worker: &Worker,
     socket: TcpStream,
+    read: Bytes,
 ) -> Result<(Stream, Caller, Option<ClusterName>, Carried), Error> {
     let limits = &worker.common.limits;
     let credentials = worker.common.identity.current();
@@ -78,7 +81,7 @@ pub(super) async fn terminate(
         credentials.ok_or_else(|| Error::new(ErrorKind::NoCertificate, "this proxy has no valid certificate"))?;
     connect::keep_alive(&socket);
     let began = Instant::now();
-    let accepting = TlsAcceptor::from(credentials.server.clone()).accept(ReadAhead::new(socket));
+    let accepting = TlsAcceptor::from(credentials.server.clone()).accept(ReadAhead::with(socket, read));
     let tls = match timeout(limits.handshake_timeout, accepting).await {
         Ok(Ok(tls)) => Ok(tls),
         Ok(Err(error)) => Err(failed(&crate::control_plane::causes(&error))),

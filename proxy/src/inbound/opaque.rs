@@ -2,7 +2,11 @@
 
 use std::cell::RefCell;
 
-use tokio::time::timeout;
+use bytes::BytesMut;
+use tokio::{
+    io::AsyncReadExt,
+    time::{sleep, timeout},
+};
 
 use super::{
     access::{Connection, Port},
@@ -10,6 +14,7 @@ use super::{
 };
 use crate::{
     connect::{self, Carried, Target},
+    detect::{Detected, Peek},
     exchange::ConnectionRecord,
     lifecycle::Stage,
     outcome::{Error, ErrorKind},
@@ -51,13 +56,59 @@ pub(super) async fn serve_meshed(
     }
 }
 
-/// From somebody in plaintext, who cannot be told anything.
+/// A connection that was silent at first.
+pub(super) struct First {
+    /// What the caller then said; none if it was not the one to speak.
+    pub(super) caller: Option<Detected>,
+    /// A connection to the app, where the caller may have an opaque one.
+    pub(super) app: Option<(Port, Stream)>,
+}
+
+/// Waits until the caller or the app speaks. The app is dialled only for a caller that may speak opaquely to it; any
+/// other has as long as for the headers of a request.
+pub(super) async fn wait_for_first(
+    stream: &mut Stream,
+    connection: &Connection,
+    record: &mut ConnectionRecord,
+) -> First {
+    let limits = connection.worker().common.limits;
+    let mut peek = Peek::default();
+    let mut app = None;
+    let caller = {
+        let others = async {
+            match admit(connection, record).await {
+                Ok(admitted) => {
+                    let (_, dialled) = app.insert(admitted);
+                    let mut said = BytesMut::with_capacity(4 << 10);
+                    // An end or an error shows again with the next read.
+                    let _ = timeout(limits.idle_timeout, dialled.read_buf(&mut said)).await;
+                    dialled.put_back(said.freeze());
+                }
+                Err(_) => sleep(limits.header_timeout).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            detected = peek.classify(stream) => Some(detected.unwrap_or(Detected::Ended)),
+            () = others => None,
+        }
+    };
+    stream.put_back(peek.into_bytes());
+    First { caller, app }
+}
+
+/// From somebody in plaintext, who cannot be told anything. The connection to the app may be there already.
 pub(super) async fn serve_plaintext(
     stream: Stream,
+    app: Option<(Port, Stream)>,
     connection: &Connection,
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
-    match admit(connection, record).await {
+    let admitted = match app {
+        Some(app) => Ok(app),
+        None => admit(connection, record).await,
+    };
+    match admitted {
         Ok((port, app)) => {
             copy(stream, app, connection, &port, record).await;
             Ok(())

@@ -1,6 +1,6 @@
 //! What a connection is meant for, and what it speaks.
 
-use std::{rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use crate::{
     cluster::Cluster,
@@ -16,8 +16,8 @@ use crate::{
 
 /// What a name leads to.
 pub(super) enum Destination {
-    /// A port of a service, which the service may not have.
-    Service(Arc<Service>, u16),
+    /// A port of a service, which the service may not have; of this instance, if its own address was dialled.
+    Service { service: Arc<Service>, port: u16, instance: Option<SocketAddr> },
     /// Outside the mesh, where it may be called.
     Outside(DialName),
 }
@@ -36,7 +36,7 @@ pub(super) enum Spoken {
 /// What a name leads to, as discovery knows it.
 pub(super) async fn resolve(worker: &Worker, name: &DialName) -> Result<Destination, Error> {
     Ok(match worker.common.discovery.resolve(name).await? {
-        Resolved::Service { service, port } => Destination::Service(service, port),
+        Resolved::Service { service, port, instance } => Destination::Service { service, port, instance },
         Resolved::Outside => Destination::Outside(name.clone()),
     })
 }
@@ -45,7 +45,7 @@ pub(super) async fn resolve(worker: &Worker, name: &DialName) -> Result<Destinat
 pub(super) async fn spoken(worker: &Worker, stream: &mut Stream, destination: Option<&Destination>) -> Spoken {
     let limits = &worker.common.limits;
     let declared = match destination {
-        Some(Destination::Service(service, port)) => service.ports.get(port).map(|port| port.protocol),
+        Some(Destination::Service { service, port, .. }) => service.ports.get(port).map(|port| port.protocol),
         Some(Destination::Outside(_)) | None => None,
     };
     let wait = match declared.unwrap_or(Protocol::Detect) {
@@ -67,10 +67,11 @@ pub(super) async fn spoken(worker: &Worker, stream: &mut Stream, destination: Op
 }
 
 impl Destination {
-    /// The port as its service describes it.
+    /// The port as its service describes it, whose routes apply; none do where one instance was dialled.
     pub(super) fn port(&self) -> Result<Option<&ServicePort>, Error> {
         match self {
-            Self::Service(service, port) => {
+            Self::Service { instance: Some(_), .. } => Ok(None),
+            Self::Service { service, port, instance: None } => {
                 let known = service
                     .ports
                     .get(port)
@@ -81,10 +82,18 @@ impl Destination {
         }
     }
 
+    /// The only instance that is meant.
+    pub(super) fn instance(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Service { instance, .. } => *instance,
+            Self::Outside(_) => None,
+        }
+    }
+
     /// The cluster of the destination itself, where no route says otherwise.
     pub(super) async fn own_cluster(&self, worker: &Worker) -> Result<Rc<Cluster>, Error> {
         match self {
-            Self::Service(service, port) => {
+            Self::Service { service, port, .. } => {
                 worker.clusters.find(&ClusterName { service: service.name.clone(), port: *port }).await
             }
             Self::Outside(name) => worker.clusters.outside(name).await,

@@ -163,7 +163,7 @@ async fn copy(stream: Stream, opened: Opened, record: &mut ConnectionRecord) {
 /// connection in, so all may be tried.
 async fn open(worker: &Worker, destination: &Destination, record: &mut ConnectionRecord) -> Result<Opened, Error> {
     record.outcome.protocol = Protocol::Tcp;
-    if let Destination::Service(service, port) = destination {
+    if let Destination::Service { service, port, .. } = destination {
         record.outcome.service = Some(service.name.clone());
         record.outcome.port = *port;
     }
@@ -175,16 +175,17 @@ async fn open(worker: &Worker, destination: &Destination, record: &mut Connectio
         }
         Some(_) | None => destination.own_cluster(worker).await?,
     };
-    if matches!(destination, Destination::Service(..)) {
+    if matches!(destination, Destination::Service { .. }) {
         record.outcome.cluster = Some(cluster.name().clone());
     }
     let slot = cluster.connection_slot().ok_or_else(|| {
         Error::new(ErrorKind::Overloaded, "as many connections to this cluster as its traffic policy allows")
     })?;
-    let retries = cluster.policy().retry.max_retries;
+    let instance = destination.instance();
+    let retries = if instance.is_some() { 0 } else { cluster.policy().retry.max_retries };
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
-        let picked = cluster.pick(&tried)?;
+        let picked = cluster.pick(instance, &tried)?;
         record.outcome.endpoint = Some(picked.endpoint().clone());
         let result = try_endpoint(worker, &cluster, &picked, record).await;
         let failed = result.as_ref().is_err_and(|error| is_of_endpoint(error.kind));

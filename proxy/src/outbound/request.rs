@@ -1,6 +1,6 @@
 //! The stages of a request on its way out.
 
-use std::{rc::Rc, time::SystemTime};
+use std::{net::SocketAddr, rc::Rc, time::SystemTime};
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Version,
@@ -61,6 +61,8 @@ pub(super) struct Forward {
     pub(super) upgraded: OnUpgrade,
     pub(super) trace: TraceContext,
     pub(super) chosen: Option<Chosen>,
+    /// The only endpoint that may get it.
+    pub(super) instance: Option<SocketAddr>,
 }
 
 /// What is left to do with its response.
@@ -106,6 +108,7 @@ impl Connection {
 
     /// A request that this proxy has sent before has come back.
     pub(super) fn refuse_loop(&self, parts: &Parts) -> Result<(), Error> {
+        self.arrival.refuse_loop()?;
         if headers::via_contains(&parts.headers, &self.worker.common.instance) {
             return Err(Error::new(ErrorKind::Loop, "this proxy has forwarded the request before (Via)"));
         }
@@ -128,14 +131,18 @@ impl Connection {
         parts: &Parts,
         exchange: &Exchange,
     ) -> Result<Routed, Error> {
-        if let Destination::Service(service, port) = destination {
+        if let Destination::Service { service, port, .. } = destination {
             exchange.note(|outcome| {
                 outcome.service = Some(service.name.clone());
                 outcome.port = *port;
             });
         }
         let Some(port) = destination.port()? else {
-            return Ok(Routed::To(destination.own_cluster(&self.worker).await?, None));
+            let cluster = destination.own_cluster(&self.worker).await?;
+            if destination.instance().is_some() {
+                exchange.note(|outcome| outcome.cluster = Some(cluster.name().clone()));
+            }
+            return Ok(Routed::To(cluster, None));
         };
         match self.choose(port, front, parts)? {
             Choice::Service => {
@@ -177,7 +184,7 @@ impl Connection {
 impl Forward {
     /// The request as the cluster's stack takes it.
     pub(super) fn prepare(self, cluster: &Cluster, exchange: &Rc<Exchange>) -> Result<(Call, Rest), Error> {
-        let Self { front, mut parts, body, upgraded, trace, chosen } = self;
+        let Self { front, mut parts, body, upgraded, trace, chosen, instance } = self;
         if let Some(chosen) = &chosen {
             chosen.apply_to_request(&mut parts.uri, &mut parts.headers)?;
         }
@@ -196,7 +203,8 @@ impl Forward {
         if let Some(protocol) = &front.upgrade {
             upgrade::ask(&mut request, protocol);
         }
-        let context = Context { exchange: exchange.clone(), trace, rules, deadline, carried, expect: front.expect };
+        let exchange = exchange.clone();
+        let context = Context { exchange, trace, rules, deadline, carried, expect: front.expect, instance };
         let rest = Rest { upgrade: front.upgrade, upgraded, chosen, idle: policy.idle_timeout };
         Ok((Call { request, context }, rest))
     }

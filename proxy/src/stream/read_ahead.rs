@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -28,6 +28,11 @@ pub(crate) struct ReadAhead {
 impl ReadAhead {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         Self { tcp, buffer: BytesMut::new() }
+    }
+
+    /// With what was read of it before.
+    pub(crate) fn with(tcp: TcpStream, read: Bytes) -> Self {
+        Self { tcp, buffer: read.into() }
     }
 
     pub(super) fn get_ref(&self) -> &TcpStream {

@@ -33,6 +33,7 @@ impl Server {
             identity: "spiffe://heddle.local/ns/shop/sa/orders".to_owned(),
             address: "10.0.0.1:15006".parse().unwrap(),
             services: [("shop/orders".to_owned(), Vec::new())].into(),
+            app_ports: [].into(),
             labels: [("v".to_owned(), "1".to_owned())].into(),
             zone: String::new(),
             version: String::new(),

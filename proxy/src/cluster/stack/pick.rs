@@ -46,7 +46,7 @@ impl<S> Pick<S> {
             })
             .unwrap_or_default();
         let number = u32::try_from(tried.len() + 1).unwrap_or(u32::MAX);
-        let picked = self.cluster.pick(&tried)?;
+        let picked = self.cluster.pick(context.instance, &tried)?;
         let pool = self.cluster.pool(picked.endpoint())?;
         let trace = context.trace.child(&mut *self.cluster.rng.borrow_mut());
         let id = context.exchange.begin_attempt(Some(picked.endpoint().clone()), trace.span_id());

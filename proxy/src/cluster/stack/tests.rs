@@ -52,6 +52,7 @@ fn context(change: impl FnOnce(&mut Context)) -> (Context, Rc<RefCell<Vec<Outcom
         deadline: None,
         carried: Carried::Http1,
         expect: None,
+        instance: None,
     };
     change(&mut context);
     (context, outcomes)
@@ -162,7 +163,7 @@ async fn a_try_has_its_own_time() {
 }
 
 fn a_try(cluster: &Cluster, context: Context) -> Try {
-    let picked = cluster.pick(&[]).unwrap();
+    let picked = cluster.pick(None, &[]).unwrap();
     let pool = cluster.pool(picked.endpoint()).unwrap();
     let id = context.exchange.begin_attempt(None, context.trace.span_id());
     let trace = context.trace.clone();

@@ -119,7 +119,7 @@ fn payments(version: &str, hosts: &[&str]) -> Resource {
         name: "payments".to_owned(),
         hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
         ports: vec![proto::ServicePort { port: 80, ..proto::ServicePort::default() }],
-        traffic_policy: None,
+        ..proto::Service::default()
     };
     resource(type_url::SERVICE, "shop/payments", version, &["payments.shop:80"], &message)
 }
@@ -178,7 +178,7 @@ impl Proxy {
 
     async fn resolve(&self, name: &str) -> Result<String, ErrorKind> {
         match self.discovery.resolve(&name.parse::<DialName>().unwrap()).await {
-            Ok(Resolved::Service { service, port }) => Ok(format!("{}:{port} {}", service.name, service.version)),
+            Ok(Resolved::Service { service, port, .. }) => Ok(format!("{}:{port} {}", service.name, service.version)),
             Ok(Resolved::Outside) => Ok("outside".to_owned()),
             Err(error) => Err(error.kind),
         }
