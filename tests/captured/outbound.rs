@@ -76,8 +76,11 @@ async fn loops(family: Family) {
     // As rules would that forget about loopback.
     world.pair.a.nft("flush table inet capture");
     world.pair.a.nft(
-        "table inet capture { chain output { type nat hook output priority -100;
-         tcp dport { 15001, 15006 } redirect to :15001 } }",
+        "table inet capture {
+           chain output {
+             tcp dport { 15001, 15006 } redirect to :15001
+           }
+         }",
     );
     let own = std::net::SocketAddr::new(world.pair.a.address(family), 15006);
     let answer = world.curl(&[&format!("http://{own}/")]);

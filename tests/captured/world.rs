@@ -100,17 +100,26 @@ impl World {
             ..captured(&pair.b, family)
         };
         let server = mesh.proxy("test", server).await;
-        let client =
-            ProxySpec { workload: "client-1".into(), account: "client".into(), ..captured(&pair.a, family) };
+        let client = ProxySpec { workload: "client-1".into(), account: "client".into(), ..captured(&pair.a, family) };
         let client = mesh.proxy("test", client).await;
         // As a pod's init container would.
         pair.a.nft(&format!(
-            "table inet capture {{ chain output {{ type nat hook output priority -100;
-             meta skuid {PROXY} return; oifname lo return; meta l4proto tcp redirect to :15001 }} }}"
+            "table inet capture {{
+               chain output {{
+                 type nat hook output priority -100
+                 meta skuid {PROXY} return
+                 oifname lo return
+                 meta l4proto tcp redirect to :15001
+               }}
+             }}"
         ));
         pair.b.nft(
-            "table inet capture { chain prerouting { type nat hook prerouting priority -100;
-             tcp dport { 8080-8099 } redirect to :15006 } }",
+            "table inet capture {
+               chain prerouting {
+                 type nat hook prerouting priority -100
+                 tcp dport { 8080-8099 } redirect to :15006
+               }
+             }",
         );
         Some(Self { family, client, server, nginx, mesh, pair })
     }

@@ -285,13 +285,7 @@ impl Mesh {
 }
 
 impl Proxy {
-    async fn launch(
-        name: &str,
-        wrapper: Vec<String>,
-        arguments: Vec<String>,
-        state: PathBuf,
-        folder: &Path,
-    ) -> Self {
+    async fn launch(name: &str, wrapper: Vec<String>, arguments: Vec<String>, state: PathBuf, folder: &Path) -> Self {
         let proxy = binary("heddle-proxy");
         let mut command = match wrapper.split_first() {
             Some((program, rest)) => {

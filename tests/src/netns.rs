@@ -69,9 +69,8 @@ impl Pair {
         ]));
         for namespace in [&pair.a, &pair.b] {
             let (v4, v6) = (namespace.address(Family::V4), namespace.address(Family::V6));
-            namespace.sh(&format!(
-                "ip addr add {v4}/24 dev eth0; ip addr add {v6}/64 dev eth0 nodad; ip link set eth0 up"
-            ));
+            namespace
+                .sh(&format!("ip addr add {v4}/24 dev eth0; ip addr add {v6}/64 dev eth0 nodad; ip link set eth0 up"));
         }
         // What is not on the cable is still somewhere at its other end.
         for (namespace, other) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {

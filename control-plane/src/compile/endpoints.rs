@@ -128,11 +128,7 @@ fn from_declared(
 }
 
 /// The service's ports that a workload serves (all, if it names none), with the app's own.
-fn ports(
-    service: &Object<ServiceSpec>,
-    served: &[u16],
-    own: impl Fn(u16) -> Option<u16>,
-) -> Vec<proto::EndpointPort> {
+fn ports(service: &Object<ServiceSpec>, served: &[u16], own: impl Fn(u16) -> Option<u16>) -> Vec<proto::EndpointPort> {
     (service.spec.ports.iter())
         .filter(|port| served.is_empty() || served.contains(&port.port))
         .map(|port| proto::EndpointPort {

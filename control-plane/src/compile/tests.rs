@@ -337,7 +337,9 @@ metadata: {name: stranger}
 spec: {address: 10.0.0.3, inboundPort: 15006, serviceAccount: other, services: [{name: orders}]}
 ",
     );
-    mesh.register(registered("r1", "orders", "10.0.0.4:15006", &["shop/orders"]));
+    let mut r1 = (*registered("r1", "orders", "10.0.0.4:15006", &["shop/orders"])).clone();
+    r1.app_ports = [(Name::new("shop", "orders"), [(80, 8001)].into())].into();
+    mesh.register(r1.into());
     mesh.register(registered("r2", "stranger", "10.0.0.5:15006", &["shop/orders"]));
     let found = endpoints::compile(&mesh, &Name::new("shop", "orders")).unwrap();
     let short: Vec<_> = (found.endpoints.iter())
@@ -350,8 +352,8 @@ spec: {address: 10.0.0.3, inboundPort: 15006, serviceAccount: other, services: [
         short,
         [
             ("10.0.0.1:8080", false, "shop/bare", vec![(80, 8080), (81, 81)]),
-            ("10.0.0.2:15006", true, "shop/declared", vec![(81, 0)]),
-            ("10.0.0.4:15006", true, "shop/r1", vec![(80, 0), (81, 0)]),
+            ("10.0.0.2:15006", true, "shop/declared", vec![(81, 81)]),
+            ("10.0.0.4:15006", true, "shop/r1", vec![(80, 8001), (81, 81)]),
         ]
     );
     assert!(found.endpoints[0].identities.is_empty());

@@ -95,16 +95,19 @@ fn a_service_touches_itself_its_names_and_the_routes_that_lead_to_it() {
 fn a_workload_touches_the_endpoints_of_what_it_served_and_serves() {
     let mut mesh = mesh(SHOP);
     let moved = one("{kind: Workload, metadata: {name: w1}, spec: {address: 10.0.0.1, services: [{name: payments}]}}");
-    let expected = Affected { endpoints: services(["shop/orders", "shop/payments"]), ..Affected::default() };
+    let at = hosts(["10.0.0.1"]);
+    let expected =
+        Affected { endpoints: services(["shop/orders", "shop/payments"]), hosts: at.clone(), ..Affected::default() };
     assert_eq!(mesh.put(moved), expected);
-    let expected = Affected { endpoints: services(["shop/payments"]), ..Affected::default() };
+    let expected = Affected { endpoints: services(["shop/payments"]), hosts: at, ..Affected::default() };
     assert_eq!(mesh.remove(ObjectKind::Workload, &Name::new("shop", "w1")), expected);
 }
 
 #[test]
 fn a_registration_touches_endpoints_also_of_the_declared_workload_that_it_hides() {
     let mut mesh = mesh(SHOP);
-    let expected = Affected { endpoints: services(["shop/orders", "shop/payments"]), ..Affected::default() };
+    let (endpoints, at) = (services(["shop/orders", "shop/payments"]), hosts(["10.0.0.1"]));
+    let expected = Affected { endpoints, hosts: at, ..Affected::default() };
     assert_eq!(mesh.register(registered("w1", "orders", "10.0.0.1:1", &["shop/payments"])), expected);
     assert_eq!(mesh.declared_workloads(&Name::new("shop", "orders")).count(), 0);
     assert_eq!(mesh.deregister(&Name::new("shop", "w1")), expected);
@@ -190,6 +193,78 @@ fn dialled_names_resolve_to_services() {
         let resolved = parse_alias(alias).and_then(|(host, port)| mesh.resolve(&host, port, viewer));
         assert_eq!(resolved.map(|name| name.to_string()).as_deref(), expected, "{alias} for {viewer}");
     }
+}
+
+#[test]
+fn an_address_is_an_instances_own_or_one_that_a_service_claims() {
+    let mut mesh = mesh(
+        "
+kind: Service
+metadata: {name: orders}
+spec: {ports: [{port: 80, targetPort: 8080}], addresses: [10.99.0.1, 'fd99::1']}
+---
+kind: Service
+metadata: {name: hidden}
+spec: {ports: [{port: 81, targetPort: 8081}], exportTo: ['.']}
+---
+kind: Service
+metadata: {name: thief, namespace: zoo}
+spec: {ports: [{port: 8080}, {port: 9}], addresses: [10.0.0.2]}
+---
+kind: Workload
+metadata: {name: declared}
+spec: {address: 10.0.0.1, services: [{name: orders}, {name: hidden}]}
+",
+    );
+    let mut own = (*registered("r1", "orders", "[fd00::2]:15006", &["shop/orders"])).clone();
+    own.app_ports = [(Name::new("shop", "orders"), [(80, 9000)].into())].into();
+    mesh.register(own.into());
+    mesh.register(registered("r2", "orders", "10.0.0.2:15006", &["shop/orders"]));
+    mesh.register(registered("r3", "stranger", "10.0.0.3:15006", &["shop/orders"]));
+    let check = |mesh: &Mesh, cases: &[(&str, &str, Option<&str>)]| {
+        for (alias, viewer, expected) in cases {
+            let resolved = parse_alias(alias).and_then(|(host, port)| mesh.resolve(&host, port, viewer));
+            assert_eq!(resolved.map(|name| name.to_string()).as_deref(), *expected, "{alias} for {viewer}");
+        }
+    };
+    check(
+        &mesh,
+        &[
+            ("10.99.0.1:80", "zoo", Some("shop/orders")),
+            ("[FD99:0::1]:80", "zoo", Some("shop/orders")),
+            // A virtual address has the service's ports, an instance the app's.
+            ("10.99.0.1:8080", "zoo", None),
+            ("10.0.0.1:8080", "zoo", Some("shop/orders")),
+            ("10.0.0.1:80", "zoo", None),
+            ("[::ffff:10.0.0.1]:8080", "zoo", Some("shop/orders")),
+            ("10.0.0.1:8081", "shop", Some("shop/hidden")),
+            ("10.0.0.1:8081", "zoo", None),
+            ("[fd00::2]:9000", "zoo", Some("shop/orders")),
+            ("[fd00::2]:8080", "zoo", None),
+            // An instance's address is not another's to claim, but for ports that nobody serves there.
+            ("10.0.0.2:8080", "zoo", Some("shop/orders")),
+            ("10.0.0.2:9", "zoo", Some("zoo/thief")),
+            // Nor does one serve whom the service does not list.
+            ("10.0.0.3:8080", "zoo", None),
+            // The proxy's own port is not the app's.
+            ("10.0.0.2:15006", "zoo", None),
+        ],
+    );
+    let gone = mesh.deregister(&Name::new("shop", "r1"));
+    assert_eq!(gone.hosts, hosts(["fd00::2"]));
+    let changed = mesh.put(one("{kind: Service, metadata: {name: orders}, spec: {ports: [{port: 80}]}}"));
+    let touched = ["10.0.0.1", "10.0.0.2", "10.99.0.1", "fd99::1", "orders.shop", "orders.shop.mesh"];
+    let Hosts::Some(found) = changed.hosts else { panic!("only its own") };
+    assert!(touched.iter().all(|host| found.contains(*host)), "{found:?}");
+    check(
+        &mesh,
+        &[
+            ("[fd00::2]:9000", "zoo", None),
+            ("10.99.0.1:80", "zoo", None),
+            ("10.0.0.1:8080", "zoo", None),
+            ("10.0.0.1:80", "zoo", Some("shop/orders")),
+        ],
+    );
 }
 
 #[test]

@@ -113,7 +113,9 @@ fn app_ports(request: &RegisterRequest) -> Result<BTreeMap<String, BTreeMap<u16,
         let ports = instance.app_ports.iter().map(|(service, app)| Some((port(*service)?, port(*app)?)));
         let ports: Option<BTreeMap<u16, u16>> = ports.collect();
         match ports {
-            Some(ports) if ports.len() <= MAX_PORTS && ports.keys().all(|p| instance.ports.contains(&u32::from(*p))) => {
+            Some(ports)
+                if ports.len() <= MAX_PORTS && ports.keys().all(|p| instance.ports.contains(&u32::from(*p))) =>
+            {
                 if !ports.is_empty() {
                     all.insert(instance.service.clone(), ports);
                 }

@@ -35,7 +35,9 @@ pub(in crate::discovery) fn service(name: &str, version: &str, sent: proto::Serv
     Ok(Service {
         name: service_name(name)?,
         hosts: each("hosts", sent.hosts, |host| Ok(host.to_ascii_lowercase()))?,
-        addresses: each("addresses", sent.addresses, |ip| ip.parse().map_err(|_| format!(": {ip:?} is no IP address")))?,
+        addresses: each("addresses", sent.addresses, |ip| {
+            ip.parse().map_err(|_| format!(": {ip:?} is no IP address"))
+        })?,
         ports,
         policy: Arc::new(
             traffic_policy(sent.traffic_policy.unwrap_or_default())

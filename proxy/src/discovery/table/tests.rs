@@ -451,3 +451,49 @@ async fn nothing_that_is_sent_makes_it_panic() {
         table.snapshot(now);
     }
 }
+
+#[test]
+fn an_address_means_one_instance_or_the_service_that_claims_it() {
+    let now = Instant::now();
+    let mut table = table();
+    let aliases = ["10.0.0.1:8080", "10.9.0.1:80", "10.0.0.2:8080"];
+    for alias in aliases {
+        table.dial(alias, false, now).unwrap();
+    }
+    let message = proto::Service {
+        namespace: "shop".to_owned(),
+        name: "cart".to_owned(),
+        ports: vec![proto::ServicePort { port: 80, ..proto::ServicePort::default() }],
+        addresses: vec!["10.9.0.1".to_owned()],
+        ..proto::Service::default()
+    };
+    let cart = ("shop/cart".to_owned(), packed(type_url::SERVICE, &message));
+    table.apply(response(type_url::SERVICE, "1", vec![(cart, &aliases)], &[]), now);
+    let instance = |address: &str| proto::Endpoint {
+        address: address.to_owned(),
+        meshed: true,
+        identities: vec!["spiffe://heddle.local/ns/shop/sa/cart".to_owned()],
+        ports: vec![proto::EndpointPort { port: 80, target_port: 8080 }],
+        ready: true,
+        ..proto::Endpoint::default()
+    };
+    let endpoints = ["10.0.0.1:15006", "10.0.0.3:15006"].map(instance).to_vec();
+    let message = proto::Endpoints { service: "shop/cart".to_owned(), endpoints };
+    let endpoints = ("shop/cart".to_owned(), packed(type_url::ENDPOINTS, &message));
+    table.requests(now);
+    table.apply(response(type_url::ENDPOINTS, "1", vec![(endpoints, &[])], &[]), now);
+    let snapshot = table.snapshot(now);
+    let shown = aliases.map(|alias| match &snapshot.destinations[alias] {
+        Destination::Service { service, port, instance } => format!("{service}:{port} {instance:?}"),
+        Destination::Unknown => "unknown".to_owned(),
+        Destination::Rejected(why) => why.to_string(),
+    });
+    assert_eq!(
+        shown,
+        [
+            "shop/cart:80 Some(10.0.0.1:15006)",
+            "shop/cart:80 None",
+            "no instance of shop/cart is at 10.0.0.2:8080 any more",
+        ]
+    );
+}
