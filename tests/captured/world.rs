@@ -59,9 +59,8 @@ http {
 /// What there is in most tests.
 pub(crate) struct World {
     pub(crate) family: Family,
-    pub(crate) client: Proxy,
-    pub(crate) server: Proxy,
-    pub(crate) nginx: Process,
+    /// They end with the world.
+    _processes: (Proxy, Proxy, Process),
     pub(crate) mesh: Mesh,
     pub(crate) pair: Pair,
 }
@@ -121,7 +120,7 @@ impl World {
                }
              }",
         );
-        Some(Self { family, client, server, nginx, mesh, pair })
+        Some(Self { family, _processes: (client, server, nginx), mesh, pair })
     }
 
     /// `http://` the server's address and this port.

@@ -231,6 +231,7 @@ fn services() {
         json!({ "ports": [
         { "port": 80, "name": "http" }, { "port": 81, "name": "http" }, { "port": 82, "protocol": "tcp", "name": "X" },
     ], "serviceAccounts": ["a", "a", "a/b"], "hosts": ["10.0.0.1", "orders", "a.com:80", "*.a.com"],
+       "addresses": ["10.0.0.1", "10.0.0.1", "::1", "::ffff:10.0.0.1", "a.b"],
        "exportTo": ["*", "shop", "Web"], "probeExemptions": [
         { "port": 83, "path": "/" }, { "port": 82, "path": "/x" }, { "port": 80, "path": "x?y" },
         { "port": 80, "path": "/a" }, { "port": 80, "path": "/a" },
@@ -244,6 +245,10 @@ fn services() {
             ("spec.hosts[1]", "has no dot"),
             ("spec.hosts[2]", "no host name"),
             ("spec.hosts[3]", "no host name"),
+            ("spec.addresses[1]", "already"),
+            ("spec.addresses[2]", "no address that other hosts"),
+            ("spec.addresses[3]", "write 10.0.0.1"),
+            ("spec.addresses[4]", "no IP address"),
             ("spec.exportTo[2]", "no namespace"),
             ("spec.exportTo", "leave the others out"),
             ("spec.probeExemptions[0].port", "no port of this service"),
