@@ -170,7 +170,7 @@ pub(crate) fn is_own(listeners: &[SocketAddr], address: SocketAddr, here: Option
     let address = canonical(address);
     listeners.iter().any(|own| {
         let any = own.ip().is_unspecified() && (address.ip().is_loopback() || Some(address.ip()) == here);
-        own.port() == address.port() && (own.ip() == address.ip() || any)
+        own.port() == address.port() && (canonical(*own).ip() == address.ip() || any)
     })
 }
 
