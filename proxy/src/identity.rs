@@ -204,6 +204,11 @@ impl Credentials {
         is_valid(&self.svid, &*self.clock)
     }
 
+    /// What time it is.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
     /// A point of the day as a point of the monotonic clock.
     pub(crate) fn in_time(&self, at: SystemTime) -> Instant {
         let now = Instant::now();

@@ -11,6 +11,7 @@ mod app;
 mod caller;
 mod captured;
 mod opaque;
+mod trust;
 
 use std::rc::Rc;
 
@@ -20,7 +21,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::net::TcpStream;
 
 use self::{access::Connection, caller::Caller};
-pub(crate) use self::{access::Connections, app::APP_IDLE};
+pub(crate) use self::{access::Connections, app::APP_IDLE, trust::follow_roots};
 use crate::{
     body::Body,
     connect::Carried,

@@ -201,6 +201,7 @@ impl Worker {
     pub(crate) fn start(self: &Rc<Self>) {
         spawn_local(sweep(self.clone()));
         spawn_local(follow_policy(self.clone()));
+        spawn_local(inbound::follow_roots(self.clone()));
     }
 
     /// Serves an accepted connection on this thread.

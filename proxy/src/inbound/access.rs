@@ -11,9 +11,9 @@ use std::{
 use http::{HeaderValue, Method, header::USER_AGENT, request::Parts};
 use tokio::{sync::Notify, time::Instant};
 
-use super::caller::Caller;
+use super::{caller::Caller, trust::Proof};
 use crate::{
-    authorize::{AtAccept, Peer},
+    authorize::{AtAccept, Authorizer, Peer},
     exchange::Exchange,
     headers,
     listener::Arrival,
@@ -38,6 +38,8 @@ pub(crate) struct Connection {
     open: RefCell<Vec<Weak<Exchange>>>,
     /// Tells opaque bytes that policy has changed.
     pub(super) policy_changed: Notify,
+    /// Why the caller is no longer believed to be who it is.
+    distrusted: RefCell<Option<Error>>,
 }
 
 /// The connections of a worker, for when policy changes.
@@ -51,6 +53,11 @@ impl Connections {
             all.retain(|connection| connection.strong_count() > 0);
         }
         all.push(Rc::downgrade(connection));
+    }
+
+    /// Those of now.
+    pub(super) fn open(&self) -> Vec<Weak<Connection>> {
+        self.0.borrow().clone()
     }
 
     /// Policy has changed: what is under way and no longer allowed ends.
@@ -69,6 +76,8 @@ pub(crate) struct Port {
     /// Where the app listens.
     pub(super) app: SocketAddr,
     permissive: bool,
+    /// Ports of this workload's services that lead to the same place: what is forbidden there is here, too.
+    others: Vec<(Arc<InboundPolicy>, u16)>,
 }
 
 impl Connection {
@@ -87,6 +96,7 @@ impl Connection {
             decided: RefCell::default(),
             open: RefCell::default(),
             policy_changed: Notify::new(),
+            distrusted: RefCell::default(),
         });
         connection.worker.inbound.register(&connection);
         connection
@@ -170,9 +180,25 @@ impl Connection {
         if !known {
             *decided = Some((port.policy.clone(), port.name.port, port.policy.authorizer.at_accept(&peer)));
         }
-        Ok(match decided.as_ref() {
+        let said = match decided.as_ref() {
             Some((_, _, AtAccept::Allow(said) | AtAccept::Deny(said))) => said.clone(),
             Some((_, _, AtAccept::PerRequest)) | None => port.policy.authorizer.at_request(&peer, method, path),
+        };
+        let elsewhere = self.denied_elsewhere(port, |authorizer, peer| authorizer.at_request(peer, method, path));
+        Ok(elsewhere.filter(|_| said.allowed).unwrap_or(said))
+    }
+
+    /// What a DENY rule for another port that leads to the same place says: which name the caller asks by is its
+    /// own choice.
+    fn denied_elsewhere(
+        &self,
+        port: &Port,
+        judge: impl Fn(&Authorizer, &Peer<'_>) -> Authorization,
+    ) -> Option<Authorization> {
+        port.others.iter().find_map(|(policy, number)| {
+            let said = judge(&policy.authorizer, &Peer { port: *number, ..self.as_peer(port) });
+            // Without a policy it is that nobody has allowed it.
+            (!said.allowed && said.policy.is_some()).then_some(said)
         })
     }
 
@@ -187,17 +213,48 @@ impl Connection {
             return Err(Error::new(ErrorKind::OpaqueRefused, format!("{} {why}", port.name)));
         }
         let said = port.policy.authorizer.at_opaque(&self.as_peer(port));
+        let elsewhere = self.denied_elsewhere(port, Authorizer::at_opaque);
+        let said = elsewhere.filter(|_| said.allowed).unwrap_or(said);
         self.verdict(port, &said)?;
         Ok(said)
     }
 
     /// Of what begins now; what began before is let finish.
     pub(super) fn check_certificate(&self) -> Result<(), Error> {
+        if let Some(error) = &*self.distrusted.borrow() {
+            return Err(error.clone());
+        }
         match &self.caller {
             Caller::Meshed { id, expires, .. } if Instant::now() >= *expires => {
                 Err(Error::new(ErrorKind::CertificateExpired, format!("the certificate of {id} has expired")))
             }
             Caller::Meshed { .. } | Caller::Unmeshed => Ok(()),
+        }
+    }
+
+    /// What the caller proved itself with.
+    pub(super) fn proof(&self) -> Option<&Proof> {
+        match &self.caller {
+            Caller::Meshed { proof, .. } => Some(proof),
+            Caller::Unmeshed => None,
+        }
+    }
+
+    /// Whether what has begun may go on.
+    pub(super) fn still_trusted(&self) -> Result<(), Error> {
+        match &*self.distrusted.borrow() {
+            Some(error) => Err(Error { kind: ErrorKind::Denied, ..error.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing begins any more, and what is under way ends.
+    pub(super) fn distrust(&self, error: &Error) {
+        *self.distrusted.borrow_mut() = Some(error.clone());
+        self.policy_changed.notify_waiters();
+        let Err(ended) = self.still_trusted() else { return };
+        for exchange in self.open.borrow().iter().filter_map(Weak::upgrade) {
+            exchange.interrupt(ended.clone().after_send());
         }
     }
 
@@ -292,12 +349,16 @@ fn find(snapshot: &Snapshot, wanted: &ClusterName) -> Result<Port, Error> {
     let not_served = || Error::new(ErrorKind::NotServed, format!("this workload does not serve {wanted}"));
     let policy = snapshot.inbound.get(&wanted.service).ok_or_else(not_served)?;
     let port = policy.ports.get(&wanted.port).ok_or_else(not_served)?;
+    let app = port.app.ok_or_else(not_served)?;
+    let same_place = |other: &InboundPort| other.app == Some(app) && !std::ptr::eq(other, port);
+    let others = || served(snapshot).filter(|(.., other)| same_place(other));
     Ok(Port {
         name: wanted.clone(),
         policy: policy.clone(),
         protocol: port.protocol,
-        app: port.app.ok_or_else(not_served)?,
-        permissive: port.permissive,
+        app,
+        permissive: port.permissive && others().all(|(.., other)| other.permissive),
+        others: others().map(|(policy, number, _)| (policy.clone(), number)).collect(),
     })
 }
 

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use heddle_certs::{SpiffeId, verify};
+use heddle_certs::{
+    SpiffeId,
+    verify::{self, Verifier},
+};
 use rustls::CipherSuite;
 use tokio::{
     net::TcpStream,
@@ -11,6 +14,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use super::trust::{Proof, lacks_a_root};
 use crate::{
     config::Limits,
     connect::{self, Carried},
@@ -35,6 +39,8 @@ pub(crate) enum Caller {
         certificate_hash: String,
         /// When its leaf expires.
         expires: Instant,
+        /// To be judged again when roots change.
+        proof: Proof,
     },
     /// Somebody in plaintext.
     Unmeshed,
@@ -97,7 +103,15 @@ pub(super) async fn terminate(
     let carried = session.alpn_protocol().and_then(Carried::from_alpn);
     let carried = carried.ok_or_else(|| failed("it names none of the protocols between proxies"))?;
     let expires = credentials.in_time(peer.not_after);
-    let caller = Caller::Meshed { id: peer.id, certificate_hash, expires };
+    let proof =
+        Proof { chain: certificates.iter().map(|one| one.clone().into_owned()).collect(), at: credentials.now() };
+    // A root may have gone while this was under way.
+    if let Some(bundle) = worker.common.identity.bundle()
+        && lacks_a_root(&bundle, &credentials.bundle)
+    {
+        proof.check(&Verifier::new(bundle)).map_err(|error| failed(&error.detail))?;
+    }
+    let caller = Caller::Meshed { id: peer.id, certificate_hash, expires, proof };
     Ok((tokio_rustls::TlsStream::from(tls).into(), caller, wanted, carried))
 }
 

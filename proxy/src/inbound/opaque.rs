@@ -143,7 +143,8 @@ async fn copy(stream: Stream, app: Stream, connection: &Connection, port: &Port,
         loop {
             // Made before looking: a change in between is not missed.
             let changed = connection.policy_changed.notified();
-            let still = connection.only_port().and_then(|now| connection.authorize_opaque(&now));
+            let still = connection.still_trusted().and_then(|()| connection.only_port());
+            let still = still.and_then(|now| connection.authorize_opaque(&now));
             if let Err(error) = still {
                 tracing::info!(port = %port.name, %error, "an open connection is no longer allowed");
                 *why.borrow_mut() = Some(error.after_send());

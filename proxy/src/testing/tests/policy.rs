@@ -194,6 +194,113 @@ fn a_stream_ends_when_policy_no_longer_allows_it() {
     });
 }
 
+/// Sends one piece, and then nothing until nobody listens.
+async fn one_piece() -> std::net::SocketAddr {
+    app::http(|_| async {
+        let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(1);
+        spawn_local(async move {
+            sender.send(Ok(Frame::data(Bytes::from_static(b"one")))).await.unwrap();
+            sender.closed().await;
+        });
+        Response::new(StreamBody::new(ReceiverStream::new(receiver)).boxed_unsync())
+    })
+    .await
+}
+
+#[test]
+fn whom_a_root_let_in_does_not_stay_without_it() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Detect, one_piece().await);
+        let greeter = app::tcp(|mut socket| async move {
+            let _ = socket.write_all(b"one").await;
+            let _ = socket.read(&mut [0]).await;
+        })
+        .await;
+        let opaque = mesh.sidecar("orders", Protocol::Tcp, greeter);
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Detect, &callee.addresses)]);
+        let opaque_caller = mesh.caller(vec![Called::new("orders", Protocol::Tcp, &opaque.addresses)]);
+        let mut client = connect2::<Empty<Bytes>>(caller.address()).await;
+        let mut stream2 = client.send_request(get2("/2")).await.unwrap().into_body();
+        let mut stream1 = connect1(caller.address()).await.send_request(get("/1")).await.unwrap().into_body();
+        let mut socket = TcpStream::connect(opaque_caller.address()).await.unwrap();
+        socket.read_exact(&mut [0; 3]).await.unwrap();
+        stream1.frame().await.unwrap().unwrap();
+        stream2.frame().await.unwrap().unwrap();
+
+        let now = std::time::SystemTime::now();
+        let both = mesh.authority.prepare_root(now).unwrap();
+        let alone = both.activate().unwrap().retire_old_roots().unwrap();
+        let trust = |bundle: &heddle_certs::TrustBundle| {
+            for proxy in [&callee, &opaque] {
+                proxy.worker.common.identity.set_bundle(bundle.clone()).unwrap();
+            }
+        };
+        // Another root ends nothing.
+        trust(both.bundle());
+        tokio::time::sleep(tokio::time::Duration::from_millis(100)).await;
+        assert!(futures_util::poll!(stream1.frame()).is_pending());
+        assert!(futures_util::poll!(stream2.frame()).is_pending());
+        trust(alone.bundle());
+        assert!(stream1.frame().await.unwrap().is_err());
+        assert!(stream2.frame().await.unwrap().is_err());
+        assert!(socket.read_u8().await.is_err());
+        for record in callee.requests(2).await {
+            assert_eq!(record.error.unwrap().kind, ErrorKind::Denied);
+        }
+        let record = opaque.connection().await.error.unwrap();
+        assert_eq!(record.kind, ErrorKind::Denied);
+        assert!(record.detail.contains("no longer trusted"), "{}", record.detail);
+        // Nor does anything begin on what is still open.
+        assert_eq!(send2(caller.address(), get2("/3")).await.error(), "certificate-expired");
+        // Who is vouched for by the other is let in.
+        let options = heddle_certs::SignOptions::new(std::time::Duration::from_secs(3600), now);
+        let svid = alone.issue(&spiffe_id("web"), &options).unwrap();
+        caller.worker.common.identity.set_svid(svid, Some(both.bundle().clone())).unwrap();
+        assert_eq!(connect1(caller.address()).await.send_request(get("/4")).await.unwrap().status(), 200);
+    });
+}
+
+#[test]
+fn a_deny_rule_holds_for_every_name_of_the_same_app() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = app::echo().await;
+        let served = || vec![Served { permissive: true, ..Served::new(80, Protocol::Detect, app) }];
+        // Nobody is allowed there, but that is no rule for other names.
+        let closed = serving("audit", served(), only(vec![]));
+        let strict = serving("orders", served(), Authorizer::new(vec![rule(true, web(), &["/admin"])], true));
+        let lax = serving("orders-v1", served(), allow_all());
+        let mut snapshot = lax.clone();
+        snapshot.inbound.extend(strict.inbound);
+        snapshot.inbound.extend(closed.inbound);
+        let callee = mesh.proxy("orders", snapshot, &[Role::Inbound]);
+        let called = |protocol| {
+            let mut called = Called::new("orders-v1", protocol, &[]);
+            called.endpoints.push(meshed(callee.address(), "orders"));
+            mesh.caller(vec![called])
+        };
+        let caller = called(Protocol::Http);
+        assert_eq!(send1(caller.address(), get("/open")).await.status, 200);
+        assert_eq!(send1(caller.address(), get("/admin")).await.error(), "denied");
+        // Opaque bytes might be what the rule is about.
+        let caller = called(Protocol::Tcp);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        socket.write_all(b"\x00").await.unwrap();
+        assert!(socket.read_u8().await.is_err());
+        assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::Denied);
+
+        // Nor is plaintext let in by the laxer of two names.
+        let strict = serving("orders", vec![Served::new(80, Protocol::Http, app)], allow_all());
+        let mut snapshot = lax;
+        snapshot.inbound.extend(strict.inbound);
+        let callee = mesh.proxy("orders", snapshot, &[Role::Inbound]);
+        let mut request = get("/");
+        request.headers_mut().insert("host", "orders-v1.shop:80".parse().unwrap());
+        assert_eq!(send1(callee.address(), request).await.error(), "plaintext-refused");
+    });
+}
+
 #[test]
 fn only_what_the_workload_serves_can_be_asked_for() {
     run(async {
