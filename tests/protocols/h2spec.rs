@@ -1,6 +1,11 @@
 //! Conformance of HTTP/2: the pair fails no case of h2spec that plain hyper does not fail.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::{Path, PathBuf}, process::Command};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use heddle_tests::{app::App, peer};
 
