@@ -157,7 +157,12 @@ pub(crate) async fn connect(
 }
 
 async fn connect_plain(address: SocketAddr) -> Result<Connected, Error> {
-    let stream = connect_tcp(address).await?.into();
+    let tcp = connect_tcp(address).await?;
+    // An app on this machine does not vanish without its kernel's word.
+    if !address.ip().is_loopback() {
+        keep_alive(&tcp);
+    }
+    let stream = tcp.into();
     Ok(Connected { stream, peer: None, expires: None, epoch: 0, took: Duration::ZERO })
 }
 
@@ -202,7 +207,7 @@ async fn connect_tcp(address: SocketAddr) -> Result<TcpStream, Error> {
     Ok(tcp)
 }
 
-/// Has the kernel notice that a peer proxy is gone without a word.
+/// Has the kernel notice that the other end is gone without a word.
 pub(crate) fn keep_alive(tcp: &TcpStream) {
     // Without it the connection works all the same. No TCP_USER_TIMEOUT: it would end a connection whose reader
     // pauses, too, as a window of zero counts for it as nothing acknowledged.

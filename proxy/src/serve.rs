@@ -123,6 +123,7 @@ where
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .auto_date_header(false)
+        .enable_connect_protocol()
         .serve_connection(
             TokioIo::new(stream),
             service_fn(|request| {

@@ -17,6 +17,8 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -51,6 +53,8 @@ struct Instead {
 enum Kind {
     Tcp(TcpStream),
     Tls(Box<TlsStream<ReadAhead>>),
+    /// One stream of an HTTP/2 connection.
+    Http2(Box<TokioIo<Upgraded>>),
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }
@@ -153,11 +157,11 @@ impl Stream {
         matches!(self.kind, Kind::Tls(_))
     }
 
-    /// The connection beneath, with what is to be read before its own bytes; none if it is encrypted.
+    /// The connection beneath, with what is to be read before its own bytes; none if it is no TCP by itself.
     pub(crate) fn into_tcp(self) -> Option<(TcpStream, Bytes)> {
         match self.kind {
             Kind::Tcp(tcp) => Some((tcp, self.prefix)),
-            Kind::Tls(_) => None,
+            Kind::Tls(_) | Kind::Http2(_) => None,
             #[cfg(test)]
             Kind::Memory(_) => None,
         }
@@ -168,6 +172,8 @@ impl Stream {
         let tcp = match &self.kind {
             Kind::Tcp(tcp) => tcp,
             Kind::Tls(tls) => tls.get_ref().0.get_ref(),
+            // hyper ends it as if it were whole; what it carries has an end of its own, as WebSocket has.
+            Kind::Http2(_) => return,
             #[cfg(test)]
             Kind::Memory(_) => return,
         };
@@ -185,6 +191,12 @@ impl fmt::Debug for Instead {
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
         Self::new(Kind::Tcp(tcp))
+    }
+}
+
+impl From<Upgraded> for Stream {
+    fn from(upgraded: Upgraded) -> Self {
+        Self::new(Kind::Http2(Box::new(TokioIo::new(upgraded))))
     }
 }
 
@@ -214,6 +226,7 @@ impl AsyncRead for Stream {
         let result = match &mut this.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_read(cx, out),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, out),
+            Kind::Http2(stream) => Pin::new(&mut **stream).poll_read(cx, out),
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_read(cx, out),
         };
@@ -231,6 +244,7 @@ impl Kind {
         match self {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+            Self::Http2(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
             #[cfg(test)]
             Self::Memory(memory) => Pin::new(memory).poll_write(cx, bytes),
         }
@@ -254,6 +268,7 @@ impl AsyncWrite for Stream {
         match &mut self.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+            Kind::Http2(stream) => Pin::new(&mut **stream).poll_flush(cx),
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_flush(cx),
         }
@@ -264,6 +279,7 @@ impl AsyncWrite for Stream {
         match &mut self.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+            Kind::Http2(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_shutdown(cx),
         }
@@ -287,6 +303,7 @@ impl AsyncWrite for Stream {
         match &mut this.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, slices),
+            Kind::Http2(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_write_vectored(cx, slices),
         }
@@ -296,6 +313,7 @@ impl AsyncWrite for Stream {
         match &self.kind {
             Kind::Tcp(tcp) => tcp.is_write_vectored(),
             Kind::Tls(tls) => tls.is_write_vectored(),
+            Kind::Http2(stream) => stream.is_write_vectored(),
             #[cfg(test)]
             Kind::Memory(memory) => memory.is_write_vectored(),
         }

@@ -6,6 +6,7 @@ use heddle_tests::{peer, process::Process};
 
 use crate::{
     nginx::listening,
+    websocket::node,
     world::{Service, World, free_port, script, succeed},
 };
 
@@ -61,4 +62,12 @@ async fn a_server_that_ends_its_connections_loses_no_call() {
 async fn a_server_may_take_few_streams_on_a_connection() {
     let Some(calls) = Calls::start(&["grpc.max_concurrent_streams=2"]).await else { return };
     calls.check(&["long_lived", "many"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_js_calls_in_every_way() {
+    let Some(calls) = Calls::start(&[]).await else { return };
+    let Some(mut command) = node() else { return };
+    command.arg(script("grpc_client.js")).arg(calls.world.upstream("calls").to_string());
+    assert_eq!(succeed(command).await, "all well\n");
 }

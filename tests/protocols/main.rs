@@ -5,4 +5,5 @@ mod grpc;
 mod h2spec;
 mod large;
 mod nginx;
+mod websocket;
 mod world;

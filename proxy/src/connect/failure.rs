@@ -23,8 +23,11 @@ fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Opti
     None
 }
 
-/// Of a request that hyper gave back: it was not sent.
+/// Of a request that hyper gave back, or whose connection was never ready: it was not sent.
 pub(super) fn unsent(error: &hyper::Error, who: &str) -> Error {
+    if let Some(error) = cause::<h2::Error>(error).filter(|error| error.is_library()) {
+        return Error::new(ErrorKind::UpstreamProtocol, format!("{who}: {error}"));
+    }
     Error::new(ErrorKind::UpstreamReset, format!("{who} closed the connection before the request was sent: {error}"))
 }
 

@@ -3,28 +3,29 @@
 //! What they were made for is fixed: whoever changes address, identities or protocol asks another pool.
 //! Credentials change under way: a connection that was made with others than today's is not used again.
 
+mod http2;
+
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
 };
 
-use futures_util::{
-    FutureExt,
-    future::{LocalBoxFuture, Shared},
-};
+use futures_util::future::{LocalBoxFuture, Shared};
 use heddle_certs::SpiffeId;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
-    client::conn::{TrySendError, http1, http2},
+    client::conn::{TrySendError, http1},
+    ext::Protocol,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
     sync::Notify,
     task::spawn_local,
     time::{Duration, Instant},
 };
 
+use self::http2::{Http2, Stream};
 use super::{Carried, Connected, Target, connect, failure};
 use crate::{
     body::Body,
@@ -32,7 +33,6 @@ use crate::{
     headers::HEDDLE_ERROR,
     identity::Identity,
     outcome::{Error, ErrorKind},
-    serve::{Local, windows},
 };
 
 /// Old connections are replaced even if they are in use all the time, so that new instances behind
@@ -42,14 +42,11 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
 /// Peers close a connection after ten idle minutes; not to meet in the middle, we are earlier.
 const MAX_IDLE: Duration = Duration::from_secs(300);
-/// With so many streams on an HTTP/2 connection the next one gets another: few servers take more.
-const MAX_STREAMS: u32 = 100;
 /// More than any of ours sends, and the least that hyper takes.
 const MIN_BUFFER: usize = 8 << 10;
-/// Pings on HTTP/2 connections with streams open ...
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// ... which a peer that is there answers in this time.
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A response, or why there is none, with the request if it was not sent.
+type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
 
 /// Connections to one target.
 pub(crate) struct Pool {
@@ -111,12 +108,6 @@ struct Http1 {
     facts: Facts,
 }
 
-struct Http2 {
-    sender: http2::SendRequest<Body>,
-    streams: Cell<u32>,
-    facts: Facts,
-}
-
 /// A connection in use by one request.
 pub(crate) struct Lease(Kind);
 
@@ -124,9 +115,6 @@ enum Kind {
     Http1(Http1, Rc<Pool>),
     Http2(Stream),
 }
-
-/// One stream of an HTTP/2 connection.
-struct Stream(Rc<Http2>);
 
 /// What was found out about the connection that a request goes over.
 pub(crate) struct Via<'a> {
@@ -168,6 +156,10 @@ impl Pool {
     ) -> Result<Response<Body>, Error> {
         loop {
             let (mut lease, connect) = self.lease(carried, dial).await?;
+            if request.extensions().get::<Protocol>().is_some() && !lease.takes_extended_connect() {
+                let detail = format!("{} does not offer extended CONNECT (RFC 8441)", self.who);
+                return Err(Error::new(ErrorKind::UpgradeRefused, detail));
+            }
             let facts = lease.facts();
             on_connection(&Via { peer: facts.peer.as_ref(), connect, idle: facts.used.get().elapsed() }, &request);
             let mut error = match lease.send(request).await {
@@ -201,11 +193,8 @@ impl Pool {
                 Ok((Lease(Kind::Http1(connection, self.clone())), took))
             }
             Carried::Http2 => {
-                let (connection, took) = match self.shared_http2(dial.idle) {
-                    Some(connection) => (connection, None),
-                    None => self.make_http2(dial).await?,
-                };
-                Ok((Lease(Kind::Http2(Stream::new(connection))), took))
+                let (stream, took) = self.stream(dial).await?;
+                Ok((Lease(Kind::Http2(stream)), took))
             }
             Carried::Tcp => Err(Error::new(ErrorKind::Internal, "opaque connections are not pooled")),
         }
@@ -276,76 +265,6 @@ impl Pool {
         }
     }
 
-    fn shared_http2(&self, idle: Duration) -> Option<Rc<Http2>> {
-        let now = Instant::now();
-        let epoch = self.epoch();
-        let mut all = self.shared.borrow_mut();
-        // Those that are dropped here end when their last stream does.
-        all.retain(|connection| {
-            let unused = connection.streams.get() == 0;
-            if !unused {
-                connection.facts.used.set(now);
-            }
-            !connection.sender.is_closed() && connection.facts.is_usable(now, epoch, idle)
-        });
-        all.iter().find(|connection| connection.streams.get() < MAX_STREAMS).cloned()
-    }
-
-    async fn make_http2(self: &Rc<Self>, dial: &Dial) -> Result<(Rc<Http2>, Option<Duration>), Error> {
-        let began = Instant::now();
-        let connecting = self
-            .connecting
-            .borrow_mut()
-            .get_or_insert_with(|| {
-                let (pool, dial) = (self.clone(), dial.clone());
-                // A task of its own: who asked first may go away before it is made.
-                let task = spawn_local(async move {
-                    let made = pool.connect_http2(&dial).await;
-                    pool.connecting.borrow_mut().take();
-                    made
-                });
-                let gone = |error| Err(Error::new(ErrorKind::Internal, format!("connecting: {error}")));
-                task.map(move |made| made.unwrap_or_else(gone)).boxed_local().shared()
-            })
-            .clone();
-        let connection = connecting.await?;
-        Ok((connection, Some(began.elapsed())))
-    }
-
-    async fn connect_http2(&self, dial: &Dial) -> Result<Rc<Http2>, Error> {
-        let slot = match &dial.slots {
-            None => None,
-            Some(slots) => Some(slots.take().ok_or_else(|| {
-                Error::new(ErrorKind::Overloaded, "as many connections as policy allows, each with all its streams")
-            })?),
-        };
-        let Connected { stream, peer, expires, epoch, .. } =
-            connect(&self.identity, &self.target, Carried::Http2, dial.timeout).await?;
-        let (sender, connection) = http2::Builder::new(Local)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(windows::STREAM)
-            .initial_connection_window_size(windows::connection(MAX_STREAMS))
-            .max_send_buf_size(windows::SEND_BUFFER)
-            .max_header_list_size(dial.max_header_bytes)
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failure::unsent(&error, &self.who))?;
-        let who = self.who.clone();
-        spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, who, "HTTP/2 connection ended");
-            }
-        });
-        let made = Http2 { sender, streams: Cell::new(0), facts: Facts::new(peer, epoch, expires, slot) };
-        let made = Rc::new(made);
-        if !self.retired.get() {
-            self.shared.borrow_mut().push(made.clone());
-        }
-        Ok(made)
-    }
-
     /// Of the credentials that connections must have been made with.
     fn epoch(&self) -> u64 {
         match &self.target.mesh {
@@ -390,10 +309,17 @@ impl Lease {
         }
     }
 
-    async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+    fn takes_extended_connect(&self) -> bool {
+        match &self.0 {
+            Kind::Http1(..) => false,
+            Kind::Http2(stream) => stream.takes_extended_connect(),
+        }
+    }
+
+    async fn send(&mut self, request: Request<Body>) -> Sent {
         match &mut self.0 {
             Kind::Http1(connection, _) => connection.sender.try_send_request(request).await,
-            Kind::Http2(Stream(connection)) => connection.sender.clone().try_send_request(request).await,
+            Kind::Http2(stream) => stream.send(request).await,
         }
     }
 
@@ -409,20 +335,6 @@ impl Lease {
         if let Some(slots) = slots {
             slots.freed.notify_one();
         }
-    }
-}
-
-impl Stream {
-    fn new(connection: Rc<Http2>) -> Self {
-        connection.streams.update(|streams| streams + 1);
-        Self(connection)
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.0.streams.update(|streams| streams - 1);
-        self.0.facts.used.set(Instant::now());
     }
 }
 

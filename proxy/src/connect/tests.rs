@@ -7,6 +7,9 @@ use heddle_certs::SystemClock;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::mpsc,
     task::spawn_local,
     time::{Duration, advance, pause, resume, sleep},
 };
@@ -90,16 +93,94 @@ fn http_2_connections_are_shared() {
         for task in tasks {
             task.await.unwrap();
         }
-        assert_eq!(pool.len(), 1, "all waited for the one that was being made");
-        // With all its streams in use, another is made.
+        assert_eq!(pool.len(), 2, "as many as it takes waited for the one that was being made");
+        // With all their streams in use, another is made.
         let mut held = Vec::new();
-        for _ in 0..101 {
+        for _ in 0..201 {
             held.push(send(&pool, Carried::Http2, &dial()).await.unwrap().0);
         }
-        assert_eq!(pool.len(), 2);
+        assert_eq!(pool.len(), 3);
         drop(held);
         pool.sweep(Duration::ZERO);
         assert_eq!(pool.len(), 0);
+    });
+}
+
+/// Frames of HTTP/2 (RFC 9113, section 4.1) by their types, from an app that opens no stream's response and says
+/// first that it takes so many streams.
+fn silent_app(listener: TcpListener, streams: u8) -> mpsc::UnboundedReceiver<u8> {
+    let (types, received) = mpsc::unbounded_channel();
+    spawn_local(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let types = types.clone();
+            spawn_local(async move {
+                // SETTINGS_MAX_CONCURRENT_STREAMS.
+                socket.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, streams]).await.unwrap();
+                let mut preface = [0; 24];
+                socket.read_exact(&mut preface).await.unwrap();
+                let mut head = [0; 9];
+                while socket.read_exact(&mut head).await.is_ok() {
+                    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                    socket.read_exact(&mut payload).await.unwrap();
+                    let _ = types.send(head[3]);
+                }
+            });
+        }
+    });
+    received
+}
+
+const HEADERS: u8 = 1;
+const PING: u8 = 6;
+
+#[test]
+fn no_more_streams_are_opened_than_the_app_takes() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(listener.local_addr().unwrap()), &identity);
+        let mut received = silent_app(listener, 2);
+        for _ in 0..5 {
+            let pool = pool.clone();
+            spawn_local(async move { send(&pool, Carried::Http2, &dial()).await.map(drop) });
+        }
+        let mut opened = 0;
+        while opened < 5 {
+            opened += usize::from(received.recv().await.unwrap() == HEADERS);
+        }
+        assert_eq!(pool.len(), 3);
+    });
+}
+
+#[test]
+fn an_app_that_takes_no_stream_is_not_waited_for_for_ever() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(listener.local_addr().unwrap()), &identity);
+        let _received = silent_app(listener, 0);
+        let dial = Dial { timeout: Duration::from_millis(50), ..dial() };
+        assert_eq!(send(&pool, Carried::Http2, &dial).await.unwrap_err().kind, ErrorKind::ConnectTimeout);
+    });
+}
+
+#[test]
+fn an_app_is_not_pinged_however_long_its_streams_are_silent() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let identity = Identity::new(SystemClock::shared());
+        let pool = Pool::new(Target::plain(listener.local_addr().unwrap()), &identity);
+        let mut received = silent_app(listener, 2);
+        spawn_local(async move { send(&pool, Carried::Http2, &dial()).await.map(drop) });
+        while received.recv().await.unwrap() != HEADERS {}
+        pause();
+        advance(Duration::from_secs(40)).await;
+        resume();
+        sleep(Duration::from_millis(50)).await;
+        while let Ok(frame) = received.try_recv() {
+            assert_ne!(frame, PING);
+        }
     });
 }
 
@@ -242,7 +323,7 @@ fn names_of_ports_are_read_as_they_are_written() {
 
 #[tokio::test]
 async fn the_kernel_looks_after_a_peer_that_is_gone_and_not_after_one_that_does_not_read() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     super::keep_alive(&tcp);
     let socket = socket2::SockRef::from(&tcp);

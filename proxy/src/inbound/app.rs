@@ -3,7 +3,7 @@
 use std::{cell::Cell, future::poll_fn, rc::Rc};
 
 use futures_util::future::{Either, select};
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::EXPECT, request::Parts};
+use http::{HeaderValue, Request, Response, Version, header::EXPECT, request::Parts};
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::Duration;
@@ -90,12 +90,10 @@ fn finish(
     let protocol = response.headers().get(http::header::UPGRADE).cloned();
     headers::strip_hop_by_hop(response.headers_mut());
     headers::sanitize_response(response.headers_mut(), Hop::App);
+    let begun = upgrade::is_begun(&response, asked.is_some())?;
     *response.version_mut() = Version::HTTP_11;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if !begun {
         return Ok(reply::of(response, exchange));
-    }
-    if asked.is_none() {
-        return Err(Error::new(ErrorKind::UpstreamProtocol, "101 to a request for no upgrade").after_send());
     }
     Ok(upgrade::tunnel(upgraded, response, protocol, TUNNEL_IDLE, exchange, kept))
 }

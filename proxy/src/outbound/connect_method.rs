@@ -32,7 +32,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, mut request: Request<Inco
     }
     let connection = connection.clone();
     spawn_local(async move {
-        let Some(stream) = upgraded.await.ok().and_then(upgrade::stream) else { return };
+        let Ok(stream) = upgraded.await.map(upgrade::stream) else { return };
         let Connection { worker, arrival, .. } = &*connection;
         let serving = Box::pin(serve_destination(worker, stream, &name, arrival, &mut record));
         if let Err(error) = serving.await {

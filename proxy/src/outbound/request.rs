@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, rc::Rc, time::SystemTime};
 
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
+    HeaderValue, Request, Response, Version,
     header::{EXPECT, LOCATION, UPGRADE, USER_AGENT},
     request::Parts,
 };
@@ -227,12 +227,10 @@ impl Rest {
             chosen.apply_to_response(response.headers_mut());
         }
         exchange.note(|outcome| outcome.peer = peer);
+        let begun = upgrade::is_begun(&response, self.upgrade.is_some())?;
         *response.version_mut() = Version::HTTP_11;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if !begun {
             return Ok(reply::of(response, exchange));
-        }
-        if self.upgrade.is_none() {
-            return Err(Error::new(ErrorKind::UpstreamProtocol, "101 to a request for no upgrade").after_send());
         }
         let kept = connection.arrival.clone();
         Ok(upgrade::tunnel(self.upgraded, response, protocol, self.idle, exchange, kept))

@@ -32,7 +32,7 @@ pub(crate) struct Front {
 /// `Host` (HTTP/1.1) or `:authority` (HTTP/2) says alone whom it is meant for, and an absolute URI is
 /// gone from HTTP/1.1.
 ///
-/// CONNECT is not for this.
+/// CONNECT is not for this, but for the one that asks for a protocol (RFC 8441): that is HTTP/2's upgrade.
 pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error> {
     if parts.headers.len() > limits.max_headers {
         return Err(Error::new(
@@ -40,7 +40,7 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
             format!("{} headers, where {} are allowed", parts.headers.len(), limits.max_headers),
         ));
     }
-    if parts.method == Method::CONNECT {
+    if parts.method == Method::CONNECT && !super::upgrade::is_extended_connect(parts) {
         return Err(Error::new(ErrorKind::UpgradeRefused, "CONNECT is for the HTTP proxy port, and only there"));
     }
     let authority = authority_of(parts)?;
@@ -54,7 +54,7 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
     } else {
         parts.headers.remove(HOST);
     }
-    let upgrade = super::upgrade::wanted(parts);
+    let upgrade = super::upgrade::wanted(parts)?;
     headers::strip_hop_by_hop(&mut parts.headers);
     let expect = (parts.version == Version::HTTP_11 && Expect::is_asked(&parts.headers)).then(Expect::default);
     Ok(Front { authority, upgrade, expect })
@@ -211,6 +211,21 @@ mod tests {
         }
         assert_eq!(refused(parts("CONNECT", "a:80", v11, &[("host", "a:80")])), ErrorKind::UpgradeRefused);
         assert_eq!(refused(parts("GET", "/", v11, &[("x", "y"); 101])), ErrorKind::HeadersTooLarge);
+    }
+
+    #[test]
+    fn extended_connect_is_an_upgrade_to_anything_but_http() {
+        let connect = |protocol: &'static str, version| {
+            let mut parts = parts("CONNECT", "http://a/chat", version, &[]);
+            parts.extensions.insert(hyper::ext::Protocol::from_static(protocol));
+            parts
+        };
+        let front = receive(&mut connect("websocket", Version::HTTP_2), &Limits::default()).unwrap();
+        assert_eq!(front.upgrade.unwrap(), "websocket");
+        for bad in ["h2c", "HTTP/1.1", "tls/1.3", "websocket, h2c"] {
+            assert_eq!(refused(connect(bad, Version::HTTP_2)), ErrorKind::UpgradeRefused, "{bad}");
+        }
+        assert_eq!(refused(connect("websocket", Version::HTTP_11)), ErrorKind::UpgradeRefused);
     }
 
     #[test]

@@ -1,0 +1,253 @@
+//! Connections that carry many requests at once.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use futures_util::FutureExt;
+use http::Request;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    sync::Notify,
+    task::spawn_local,
+    time::{Duration, Instant, timeout},
+};
+
+use super::{Dial, Facts, Pool};
+use crate::{
+    body::Body,
+    connect::{Carried, Connected, connect, failure},
+    outcome::{Error, ErrorKind},
+    serve::windows,
+    stream,
+};
+
+/// With so many streams on a connection the next one gets another, though the other end took more.
+const MAX_STREAMS: usize = 100;
+/// Pings to peer proxies on connections with streams open ...
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// ... which a peer that is there answers in this time.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection.
+pub(super) struct Http2 {
+    pub(super) sender: http2::SendRequest<Body>,
+    streams: Cell<usize>,
+    /// To an app, which says how many streams it takes.
+    app: Option<Rc<Driven>>,
+    pub(super) facts: Facts,
+}
+
+/// A connection while it lives: once it has ended, who waits for it must learn that from its being gone.
+struct Driven {
+    connection: RefCell<Option<Connection>>,
+    /// Why it ended.
+    failure: RefCell<Option<hyper::Error>>,
+}
+
+type Connection = http2::Connection<TokioIo<stream::Stream>, Body, Executor>;
+
+/// Runs hyper's tasks, and tells when one has done something: what the other end said may have been heard.
+#[derive(Clone, Default)]
+struct Executor(Rc<Notify>);
+
+/// One stream of a connection.
+pub(super) struct Stream(pub(super) Rc<Http2>);
+
+impl Pool {
+    /// A stream, and how long its connection took if it was waited for.
+    pub(super) async fn stream(self: &Rc<Self>, dial: &Dial) -> Result<(Stream, Option<Duration>), Error> {
+        let mut took = None;
+        loop {
+            if let Some(connection) = self.shared_http2(dial.idle) {
+                return Ok((Stream::new(connection), took));
+            }
+            let began = Instant::now();
+            let connection = self.make_http2(dial).await?;
+            took = Some(took.unwrap_or_default() + began.elapsed());
+            // Others waited for it, too.
+            if connection.has_room() {
+                return Ok((Stream::new(connection), took));
+            }
+        }
+    }
+
+    /// One that is there and takes another stream.
+    pub(super) fn shared_http2(&self, idle: Duration) -> Option<Rc<Http2>> {
+        let now = Instant::now();
+        let epoch = self.epoch();
+        let mut all = self.shared.borrow_mut();
+        // Those that are dropped here end when their last stream does.
+        all.retain(|connection| {
+            let unused = connection.streams.get() == 0;
+            if !unused {
+                connection.facts.used.set(now);
+            }
+            !connection.sender.is_closed() && connection.facts.is_usable(now, epoch, idle)
+        });
+        all.iter().find(|connection| connection.has_room()).cloned()
+    }
+
+    async fn make_http2(self: &Rc<Self>, dial: &Dial) -> Result<Rc<Http2>, Error> {
+        let connecting = self
+            .connecting
+            .borrow_mut()
+            .get_or_insert_with(|| {
+                let (pool, dial) = (self.clone(), dial.clone());
+                // A task of its own: who asked first may go away before it is made.
+                let task = spawn_local(async move {
+                    let made = pool.connect_http2(&dial).await;
+                    pool.connecting.borrow_mut().take();
+                    made
+                });
+                let gone = |error| Err(Error::new(ErrorKind::Internal, format!("connecting: {error}")));
+                task.map(move |made| made.unwrap_or_else(gone)).boxed_local().shared()
+            })
+            .clone();
+        connecting.await
+    }
+
+    async fn connect_http2(&self, dial: &Dial) -> Result<Rc<Http2>, Error> {
+        let slot = match &dial.slots {
+            None => None,
+            Some(slots) => Some(slots.take().ok_or_else(|| {
+                Error::new(ErrorKind::Overloaded, "as many connections as policy allows, each with all its streams")
+            })?),
+        };
+        let Connected { stream, peer, expires, epoch, .. } =
+            connect(&self.identity, &self.target, Carried::Http2, dial.timeout).await?;
+        let (sender, app) = self.handshake(stream, dial).await?;
+        let facts = Facts::new(peer, epoch, expires, slot);
+        let made = Rc::new(Http2 { sender, streams: Cell::new(0), app, facts });
+        if !self.retired.get() {
+            self.shared.borrow_mut().push(made.clone());
+        }
+        Ok(made)
+    }
+
+    /// Begins to speak HTTP/2; with an app, when it has said what it takes.
+    async fn handshake(
+        &self,
+        stream: stream::Stream,
+        dial: &Dial,
+    ) -> Result<(http2::SendRequest<Body>, Option<Rc<Driven>>), Error> {
+        let executor = Executor::default();
+        let mut builder = http2::Builder::new(executor.clone());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(windows::STREAM)
+            .initial_connection_window_size(windows::connection(MAX_STREAMS as u32))
+            .max_send_buf_size(windows::SEND_BUFFER)
+            .max_header_list_size(dial.max_header_bytes);
+        let meshed = self.target.mesh.is_some();
+        if meshed {
+            builder.keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
+        } else {
+            // Nothing is known yet. And an app is not pinged: a gRPC server takes pings on a stream that is silent
+            // for long as an attack, and a dead app's connections end by themselves.
+            builder.initial_max_send_streams(0);
+        }
+        let made = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = made.map_err(|error| failure::unsent(&error, &self.who))?;
+        let connection = Rc::new(Driven { connection: RefCell::new(Some(connection)), failure: RefCell::default() });
+        let (who, driven, ended) = (self.who.clone(), connection.clone(), executor.clone());
+        spawn_local(async move {
+            if let Err(error) = poll_fn(|cx| driven.poll(cx)).await {
+                tracing::debug!(%error, who, "HTTP/2 connection ended");
+                driven.failure.replace(Some(error));
+            }
+            ended.0.notify_waiters();
+        });
+        // A peer proxy takes enough: the first request need not wait to hear it.
+        if meshed {
+            return Ok((sender, None));
+        }
+        let offered = async {
+            loop {
+                let news = executor.0.notified();
+                if connection.offered_streams().is_none_or(|offered| offered > 0) {
+                    return;
+                }
+                news.await;
+            }
+        };
+        timeout(dial.timeout, offered).await.map_err(|_| {
+            let detail = format!("{} took no HTTP/2 stream within {} ms", self.who, dial.timeout.as_millis());
+            Error::new(ErrorKind::ConnectTimeout, detail)
+        })?;
+        match connection.failure.take() {
+            Some(error) => Err(failure::unsent(&error, &self.who)),
+            None => Ok((sender, Some(connection))),
+        }
+    }
+}
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Executor {
+    fn execute(&self, future: F) {
+        let Self(news) = self.clone();
+        spawn_local(async move {
+            let mut future = pin!(future);
+            poll_fn(|cx| {
+                let result = future.as_mut().poll(cx);
+                news.notify_waiters();
+                result
+            })
+            .await
+        });
+    }
+}
+
+impl Driven {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let mut connection = self.connection.borrow_mut();
+        let result = connection.as_mut().map_or(Poll::Ready(Ok(())), |connection| connection.poll_unpin(cx));
+        let ended = if result.is_ready() { connection.take() } else { None };
+        // Whatever waits in it may look here when it is dropped.
+        drop(connection);
+        drop(ended);
+        result
+    }
+
+    /// How many streams the other end takes, while it is there.
+    fn offered_streams(&self) -> Option<usize> {
+        self.connection.borrow().as_ref().map(Connection::current_max_send_streams)
+    }
+}
+
+impl Http2 {
+    fn has_room(&self) -> bool {
+        // Of one that is gone the request is given back, and another is made.
+        let offered = self.app.as_ref().and_then(|app| app.offered_streams()).unwrap_or(MAX_STREAMS);
+        self.streams.get() < offered.min(MAX_STREAMS) || self.sender.is_closed()
+    }
+}
+
+impl Stream {
+    fn new(connection: Rc<Http2>) -> Self {
+        connection.streams.update(|streams| streams + 1);
+        Self(connection)
+    }
+
+    pub(super) async fn send(&self, request: Request<Body>) -> super::Sent {
+        self.0.sender.clone().try_send_request(request).await
+    }
+
+    /// Whether it may be made a tunnel (RFC 8441). Peer proxies allow it, and ask their apps.
+    pub(super) fn takes_extended_connect(&self) -> bool {
+        self.0.app.as_ref().is_none_or(|app| {
+            app.connection.borrow().as_ref().is_some_and(Connection::is_extended_connect_protocol_enabled)
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.update(|streams| streams - 1);
+        self.0.facts.used.set(Instant::now());
+    }
+}
