@@ -25,7 +25,7 @@ use tokio::{
 use self::table::LastUsed;
 pub(crate) use self::{
     stream::{Client, Connect, Status},
-    table::{AcceptBundle, Own, Table},
+    table::{AcceptBundle, Origin, Own, Table},
 };
 use crate::{
     config::DialName,

@@ -27,7 +27,10 @@ pub(crate) use self::{
     renewal::{Renewal, Report},
     stored::Stored,
 };
-use crate::outcome::{Error, ErrorKind};
+use crate::{
+    outcome::{Error, ErrorKind},
+    state::{StateDir, StateError},
+};
 
 /// Protocols between proxies, by what they carry (ALPN).
 pub const ALPN: [&[u8]; 3] = [b"heddle-h2", b"heddle-h1", b"heddle-tcp/1"];
@@ -44,6 +47,8 @@ pub struct Identity {
 struct Shared {
     current: ArcSwapOption<Credentials>,
     changed: watch::Sender<u64>,
+    /// Taken to write roots to the disk, so that the newest are the last to be written.
+    keeping: Mutex<()>,
     /// Taken to change anything.
     parts: Mutex<Parts>,
     clock: Arc<dyn Clock>,
@@ -80,8 +85,13 @@ type ClientKey = (Vec<SpiffeId>, Vec<u8>);
 impl Identity {
     /// Without credentials yet.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        let shared =
-            Shared { current: ArcSwapOption::empty(), changed: watch::Sender::new(0), parts: Mutex::default(), clock };
+        let shared = Shared {
+            current: ArcSwapOption::empty(),
+            changed: watch::Sender::new(0),
+            keeping: Mutex::default(),
+            parts: Mutex::default(),
+            clock,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -97,7 +107,8 @@ impl Identity {
         self.shared.changed.subscribe()
     }
 
-    /// Uses another SVID from now on, and these roots if there are none or older ones.
+    /// Uses another SVID from now on, and these roots if there are none, older ones, or only such as an earlier
+    /// process kept.
     ///
     /// # Errors
     /// What TLS has against them; the old ones stay.
@@ -105,7 +116,7 @@ impl Identity {
         self.change(|parts| {
             parts.svid = Some(svid);
             if let Some(bundle) = bundle
-                && parts.bundle.as_ref().is_none_or(|held| held.epoch() <= bundle.epoch())
+                && (!parts.confirmed || parts.bundle.as_ref().is_none_or(|held| held.epoch() <= bundle.epoch()))
             {
                 parts.bundle = Some(bundle);
                 parts.confirmed = true;
@@ -133,6 +144,28 @@ impl Identity {
             parts.svid = stored.svid;
             parts.bundle = stored.bundle;
         })
+    }
+
+    /// Roots that an earlier process kept with its configuration; the newer of these and those of
+    /// [`Identity::restore`], as long as the control plane has not said a word.
+    ///
+    /// # Errors
+    /// What TLS has against them; the old ones stay.
+    pub(crate) fn restore_bundle(&self, bundle: TrustBundle) -> Result<(), tls::TlsError> {
+        self.change(|parts| {
+            if !parts.confirmed && parts.bundle.as_ref().is_none_or(|held| held.epoch() < bundle.epoch()) {
+                parts.bundle = Some(bundle);
+            }
+        })
+    }
+
+    /// Writes the roots of now to the state directory.
+    ///
+    /// # Errors
+    /// The ones written before stay.
+    pub(crate) fn keep_bundle(&self, state: &StateDir) -> Result<(), StateError> {
+        let _keeping = self.shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        self.bundle().map_or(Ok(()), |bundle| Stored::save_bundle(state, &bundle))
     }
 
     /// The SVID, even if it is valid no longer.

@@ -33,8 +33,8 @@ use crate::{
     admin::{self, Admin},
     config::Config,
     control_plane::{ControlPlane, causes},
-    discovery::{AcceptBundle, Client, Discovery, Feed, Own, Status, Table},
-    identity::{Identity, Issuer, Renewal, Report, Stored},
+    discovery::{AcceptBundle, Client, Discovery, Feed, Origin, Own, Status, Table},
+    identity::{Identity, Issuer, Renewal, Report},
     lifecycle::{Lifecycle, ShutDown, Stages},
     registration::{self, Registration},
     state::StateDir,
@@ -204,11 +204,12 @@ fn probe(health: &Health, telemetry: &Telemetry, request: &Request<Incoming>) ->
 
 fn renewal(shared: &Shared, control_plane: &ControlPlane, report: watch::Sender<Report>) -> Renewal<Issuer> {
     let join = shared.config.join.clone();
-    let token = join.token.clone();
+    let (token, anchors) = (join.token.clone(), join.trust_anchors.clone());
     Renewal {
         issuer: Issuer { control_plane: control_plane.clone(), identity: shared.identity.clone(), join, asked: None },
         identity: shared.identity.clone(),
         token,
+        anchors,
         state: shared.state.clone(),
         clock: Arc::clone(&shared.clock),
         report,
@@ -247,15 +248,19 @@ fn table(shared: &Shared) -> Table {
     table
 }
 
-/// Roots that the control plane names take effect at once, and are kept.
+/// Roots that the control plane names take effect at once, and are kept; those kept by an earlier process are
+/// what there is until then.
 fn accept_bundle(shared: &Shared) -> AcceptBundle {
     let (identity, state) = (shared.identity.clone(), shared.state.clone());
-    Box::new(move |bundle: &TrustBundle| {
+    Box::new(move |bundle: &TrustBundle, origin| {
+        if origin == Origin::StateDirectory {
+            return identity.restore_bundle(bundle.clone()).map_err(|error| causes(&error));
+        }
         identity.set_bundle(bundle.clone()).map_err(|error| causes(&error))?;
         if let Some(state) = state.clone() {
-            let bundle = bundle.clone();
+            let identity = identity.clone();
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = Stored::save_bundle(&state, &bundle) {
+                if let Err(error) = identity.keep_bundle(&state) {
                     tracing::warn!(error = causes(&error), "the trust bundle is not kept");
                 }
             });

@@ -53,8 +53,17 @@ pub(crate) struct Own {
     pub max_destinations: usize,
 }
 
-/// Puts the roots that the control plane names to use; an error says why they cannot be.
-pub(crate) type AcceptBundle = Box<dyn Fn(&TrustBundle) -> Result<(), String> + Send>;
+/// Whose word it is that was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The control plane's, now.
+    ControlPlane,
+    /// What an earlier process kept of it.
+    StateDirectory,
+}
+
+/// Puts roots to use; an error says why they cannot be.
+pub(crate) type AcceptBundle = Box<dyn Fn(&TrustBundle, Origin) -> Result<(), String> + Send>;
 
 /// See the module.
 pub(crate) struct Table {
@@ -312,6 +321,15 @@ impl Table {
 
     /// Takes what can be taken of a response; the answer is an ACK, or a NACK that names the rest.
     pub(super) fn apply(&mut self, sent: ads::DeltaDiscoveryResponse, now: Instant) -> ads::DeltaDiscoveryRequest {
+        self.apply_from(Origin::ControlPlane, sent, now)
+    }
+
+    fn apply_from(
+        &mut self,
+        origin: Origin,
+        sent: ads::DeltaDiscoveryResponse,
+        now: Instant,
+    ) -> ads::DeltaDiscoveryRequest {
         let nonce = sent.nonce.clone();
         let url = sent.type_url.clone();
         let own = &self.own;
@@ -321,7 +339,7 @@ impl Table {
             // root when every proxy has said that it knows it.
             type_url::TRUST_BUNDLE => self.bundles.apply(sent, |name, _, sent| {
                 let bundle = compile::trust_bundle(name, sent)?;
-                (self.accept_bundle)(&bundle).map(|()| bundle)
+                (self.accept_bundle)(&bundle, origin).map(|()| bundle)
             }),
             type_url::INBOUND_POLICY => self.inbound.apply(sent, |name, version, sent: proto::InboundPolicy| {
                 let served = own.served.iter().find(|served| served.name.to_string() == name);

@@ -6,8 +6,9 @@ use std::{
 };
 
 use heddle_certs::{
-    Clock, Svid,
+    Clock, Svid, TrustBundle,
     rotation::{self, State},
+    verify::Verifier,
 };
 use heddle_runtime::backoff::Jittered;
 use tokio::{sync::watch, time::sleep};
@@ -32,6 +33,8 @@ pub(crate) struct Renewal<I> {
     pub identity: Identity,
     /// Proves the identity at first.
     pub token: Option<Secret>,
+    /// Roots of the join file.
+    pub anchors: TrustBundle,
     /// Where it is kept.
     pub state: Option<Arc<StateDir>>,
     /// What time it is.
@@ -58,14 +61,25 @@ pub(crate) struct Report {
 impl<I: Issue> Renewal<I> {
     /// Runs for good.
     pub(crate) async fn run(mut self) {
+        // Only of what an earlier process left.
+        let mut foreign = self.identity.svid().is_some_and(|svid| self.is_foreign(&svid));
         loop {
             let held = self.identity.svid();
             if let Some(svid) = &held {
                 self.report.send_modify(|report| report.not_after = Some(svid.not_after()));
-                self.until_due(svid).await;
+                if !foreign {
+                    self.until_due(svid).await;
+                }
             }
-            self.renew(held).await;
+            self.renew(held, foreign).await;
+            foreign = false;
         }
+    }
+
+    /// Whether the roots of the join file know nothing of a certificate, which may thus be of a control plane that
+    /// is no more.
+    fn is_foreign(&self, svid: &Svid) -> bool {
+        self.is_valid(svid) && Verifier::new(self.anchors.clone()).verify_svid(svid, self.clock.now()).is_err()
     }
 
     /// Sleeps until the certificate is to be renewed.
@@ -82,16 +96,18 @@ impl<I: Issue> Renewal<I> {
         }
     }
 
-    /// Tries until there is a new certificate.
-    async fn renew(&mut self, held: Option<Svid>) {
+    /// Tries until there is a new certificate. `doubtful`: what is held may be worth nothing, and the one who would
+    /// have to say so does not even take it in the handshake; the token goes first, and then they take turns.
+    async fn renew(&mut self, held: Option<Svid>, doubtful: bool) {
         let lifetime = held.as_ref().and_then(|svid| svid.not_after().duration_since(svid.not_before()).ok());
         let mut backoff = backoff(lifetime);
         // A proof that was refused is tried again only when there is no other.
         let mut held_refused = false;
+        let mut held_next = !doubtful;
         loop {
             let valid = held.as_ref().is_some_and(|svid| self.is_valid(svid));
             let attestation = match (&held, &self.token) {
-                (Some(svid), _) if valid && !held_refused => Attestation::Held(svid.clone()),
+                (Some(svid), _) if valid && !held_refused && held_next => Attestation::Held(svid.clone()),
                 (_, Some(token)) => Attestation::Token(token.clone()),
                 (Some(svid), None) if valid => Attestation::Held(svid.clone()),
                 _ => {
@@ -101,8 +117,13 @@ impl<I: Issue> Renewal<I> {
                 }
             };
             let by_token = matches!(attestation, Attestation::Token(_));
+            held_next = !doubtful || by_token;
             if by_token && held.is_some() {
-                let why = if valid { "its renewal was refused" } else { "it has expired" };
+                let why = match (valid, held_refused) {
+                    (false, _) => "it has expired",
+                    (true, true) => "its renewal was refused",
+                    (true, false) => "the roots of the join file do not vouch for it",
+                };
                 tracing::warn!(why, "the certificate cannot be renewed; trying the join token");
             }
             let reason = match self.issuer.issue(attestation).await {
@@ -129,7 +150,7 @@ impl<I: Issue> Renewal<I> {
         super::is_valid(svid, &*self.clock)
     }
 
-    async fn take(&self, svid: Svid, bundle: heddle_certs::TrustBundle) -> Result<(), String> {
+    async fn take(&self, svid: Svid, bundle: TrustBundle) -> Result<(), String> {
         if !self.is_valid(&svid) {
             return Err("the new certificate is not valid now: is this host's clock right?".to_owned());
         }
@@ -148,10 +169,10 @@ impl<I: Issue> Renewal<I> {
     /// Only memory holds it if this fails: a restart then needs the control plane.
     async fn save(&self, svid: Svid) {
         let Some(state) = self.state.clone() else { return };
-        let bundle = self.identity.bundle();
+        let identity = self.identity.clone();
         let write = move || {
             Stored::save_svid(&state, &svid)?;
-            bundle.map_or(Ok(()), |bundle| Stored::save_bundle(&state, &bundle))
+            identity.keep_bundle(&state)
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => {}

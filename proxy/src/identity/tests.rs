@@ -120,8 +120,19 @@ fn start(
     if held.is_some() {
         identity.restore(Stored { svid: held, bundle: Some(issuer.authority.bundle().clone()) }).unwrap();
     }
+    renew(clock, issuer, token, identity, state)
+}
+
+fn renew(
+    clock: &Arc<dyn Clock>,
+    issuer: FakeIssuer,
+    token: bool,
+    identity: Identity,
+    state: Option<Arc<StateDir>>,
+) -> Fixture {
     let (report, watched) = watch::channel(Report::default());
     let renewal = Renewal {
+        anchors: issuer.authority.bundle().clone(),
         issuer: issuer.clone(),
         identity: identity.clone(),
         token: token.then(|| Secret("hjt_1_x".to_owned())),
@@ -246,6 +257,61 @@ async fn what_is_kept_is_found_by_the_next_process_unless_it_is_anothers() {
         let stored = Stored::load(&state, &id());
         assert!(stored.svid.is_none() && stored.bundle.is_none(), "{garbage}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_join_file_goes_before_what_the_state_directory_holds() {
+    let clock = clock();
+    let (old, new) = (FakeIssuer::new(&clock), FakeIssuer::new(&clock));
+    let identity = Identity::new(Arc::clone(&clock));
+    // Newer by number, but of a control plane that is no more.
+    let kept = |epoch| TrustBundle::new(td(), epoch, old.authority.bundle().roots().to_vec()).unwrap();
+    identity.restore(Stored { svid: Some(old.svid(24 * HOUR)), bundle: Some(kept(6)) }).unwrap();
+    identity.restore_bundle(kept(7)).unwrap();
+    assert_eq!(identity.bundle().unwrap().epoch(), 7);
+    identity.restore_bundle(kept(5)).unwrap();
+    assert_eq!(identity.bundle().unwrap().epoch(), 7, "the newer of the two");
+    assert_eq!(identity.control_plane_roots(new.authority.bundle()).roots().len(), 2, "the new one's, too");
+    let fixture = renew(&clock, new, true, identity, None);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(fixture.issuer.asked(), ["token"], "at once");
+    assert_eq!(fixture.identity.bundle().as_ref(), Some(fixture.issuer.authority.bundle()));
+    assert!(fixture.identity.current().is_some());
+    // What it said itself does not give way to what is read from the disk.
+    fixture.identity.restore_bundle(kept(9)).unwrap();
+    assert_eq!(fixture.identity.bundle().as_ref(), Some(fixture.issuer.authority.bundle()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_join_file_costs_no_more_than_a_try() {
+    let clock = clock();
+    let (old, new) = (FakeIssuer::new(&clock), FakeIssuer::new(&clock));
+    let identity = Identity::new(Arc::clone(&clock));
+    let bundle = Some(old.authority.bundle().clone());
+    identity.restore(Stored { svid: Some(old.svid(24 * HOUR)), bundle }).unwrap();
+    // The token was used before; what is held is good.
+    new.answers.lock().unwrap().push_back(Err(IssueError::Refused("used".to_owned())));
+    let fixture = renew(&clock, new, true, identity, None);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fixture.issuer.asked(), ["token", "held"]);
+    assert_eq!(fixture.report.borrow().failing, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_roots_that_are_kept_are_those_of_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::open(&folder.path().join("state")).unwrap();
+    let clock = clock();
+    let issuer = FakeIssuer::new(&clock);
+    let identity = Identity::new(Arc::clone(&clock));
+    identity.keep_bundle(&state).unwrap();
+    assert!(Stored::load(&state, &id()).bundle.is_none());
+    for epoch in [3, 4] {
+        let roots = issuer.authority.bundle().roots().to_vec();
+        identity.set_bundle(TrustBundle::new(td(), epoch, roots).unwrap()).unwrap();
+    }
+    identity.keep_bundle(&state).unwrap();
+    assert_eq!(Stored::load(&state, &id()).bundle.unwrap().epoch(), 4);
 }
 
 #[tokio::test(start_paused = true)]

@@ -168,7 +168,7 @@ impl Proxy {
             idle: Duration::from_secs(600),
             max_destinations: 100,
         };
-        let table = Table::new(own, Box::new(|_| Ok(())), true, Instant::now());
+        let table = Table::new(own, Box::new(|_, _| Ok(())), true, Instant::now());
         let (status, watched) = watch::channel(Status::default());
         let (news, heard) = watch::channel(0);
         let client = Client { table, feed, connect: Plain(address), status, news };

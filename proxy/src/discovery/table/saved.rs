@@ -6,7 +6,7 @@ use heddle_api::proto::{ads, type_url};
 use prost::Message;
 use tokio::time::Instant;
 
-use super::{Dial, Table, kind::Kind};
+use super::{Dial, Origin, Table, kind::Kind};
 use crate::config::DialName;
 
 /// First bytes of the file; the digit is its version.
@@ -64,7 +64,7 @@ impl Table {
                 }
                 _ => {}
             }
-            let answer = self.apply(response, now);
+            let answer = self.apply_from(Origin::StateDirectory, response, now);
             if let Some(refused) = answer.error_detail {
                 tracing::warn!(reason = refused.message, "a saved resource cannot be used");
             }

@@ -19,7 +19,7 @@ fn own() -> Own {
 }
 
 fn table() -> Table {
-    Table::new(own(), Box::new(|_| Ok(())), true, Instant::now())
+    Table::new(own(), Box::new(|_, _| Ok(())), true, Instant::now())
 }
 
 fn service_name(text: &str) -> ServiceName {
@@ -405,20 +405,25 @@ async fn roots_are_in_use_before_they_are_acknowledged_and_refused_ones_are_not(
     let used = Arc::new(std::sync::Mutex::new(Vec::new()));
     let accept: AcceptBundle = Box::new({
         let used = Arc::clone(&used);
-        move |bundle| {
-            used.lock().unwrap().push(bundle.epoch());
+        move |bundle, origin| {
+            used.lock().unwrap().push((bundle.epoch(), origin));
             Ok(())
         }
     });
     let now = Instant::now();
-    let mut table = Table::new(own(), accept, false, now);
+    let mut table = Table::new(own(), accept, true, now);
     assert!(!is_ack(&table.apply(bundle(Vec::new()), now)), "a mesh without roots");
     assert!(!is_ack(&table.apply(bundle(vec![vec![1, 2, 3]]), now)), "no certificate");
     assert!(used.lock().unwrap().is_empty());
     assert!(is_ack(&table.apply(bundle(roots.clone()), now)));
-    assert_eq!(*used.lock().unwrap(), [5]);
+    assert_eq!(*used.lock().unwrap(), [(5, Origin::ControlPlane)]);
+    // What is read back is no word of the control plane of today.
+    let saved = table.saved();
+    used.lock().unwrap().clear();
+    table.restore(&saved, now).unwrap();
+    assert_eq!(*used.lock().unwrap(), [(5, Origin::StateDirectory)]);
 
-    let mut table = Table::new(own(), Box::new(|_| Err("no".to_owned())), false, now);
+    let mut table = Table::new(own(), Box::new(|_, _| Err("no".to_owned())), false, now);
     assert!(!is_ack(&table.apply(bundle(roots), now)));
 }
 
