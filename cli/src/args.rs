@@ -224,6 +224,9 @@ pub(crate) struct RollbackArgs {
     /// Which revision to go back to; default: the one before the last.
     #[arg(long, value_name = "REVISION")]
     pub(crate) to: Option<u64>,
+    /// Only if this is the newest revision still; without --to, that is made sure anyway.
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) if_revision: Option<u64>,
     /// Show what would change, change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -15,6 +15,9 @@ use crate::{
     output,
 };
 
+/// Where the label stands that tells a workload that its proxy registered from one that was declared.
+const REGISTERED: &str = "/metadata/labels/heddle.dev~1registered";
+
 /// One object to delete, and where that was said.
 struct Target {
     kind: Kind,
@@ -63,7 +66,11 @@ async fn targets(session: &Session, args: &DeleteArgs) -> Result<Vec<Target>, Er
             })
             .collect());
     };
-    let (kinds, names) = names_of(kind, &args.names)?;
+    let (mut kinds, names) = names_of(kind, &args.names)?;
+    if kind.eq_ignore_ascii_case("all") {
+        // Everything of a namespace; what is the whole mesh's goes only by its own name.
+        kinds.retain(|kind| kind.namespaced);
+    }
     let mut targets = Vec::new();
     for kind in kinds {
         let names = if names.is_empty() {
@@ -72,7 +79,9 @@ async fn targets(session: &Session, args: &DeleteArgs) -> Result<Vec<Target>, Er
             }
             let scope = Scope::Namespace(namespace.to_owned());
             let listing = session.client.list(kind, &scope, args.selection.selector.as_deref()).await?;
-            listing.items.iter().map(|object| object.name().to_owned()).collect()
+            // Those that proxies registered go when their proxies go.
+            let declared = listing.items.iter().filter(|object| object.text(REGISTERED) != Some("true"));
+            declared.map(|object| object.name().to_owned()).collect()
         } else {
             names.clone()
         };

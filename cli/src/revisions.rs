@@ -54,14 +54,21 @@ pub(crate) async fn revisions(session: &Session, args: &RevisionsArgs) -> Result
 
 /// Goes back to an earlier revision; that makes a new one.
 pub(crate) async fn rollback(session: &Session, args: &RollbackArgs) -> Result<u8, Error> {
-    let to = match args.to {
-        Some(to) => to,
-        None => previous(&list(session).await?).ok_or_else(|| {
-            Error::NotFound("there is no earlier revision to go back to (--to 0 is the empty mesh)".to_owned())
-        })?,
+    let (to, newest) = match args.to {
+        Some(to) => (to, args.if_revision),
+        None => {
+            let (to, newest) = previous(&list(session).await?).ok_or_else(|| {
+                Error::NotFound("there is no earlier revision to go back to (--to 0 is the empty mesh)".to_owned())
+            })?;
+            // What somebody else commits meanwhile is not what was to be undone.
+            (to, Some(args.if_revision.unwrap_or(newest)))
+        }
     };
     let query: &[(&str, &str)] = if args.dry_run { &[("dryRun", "true")] } else { &[] };
-    let body = json!({ "revision": to });
+    let mut body = json!({ "revision": to });
+    if let Some(newest) = newest {
+        body["ifRevision"] = newest.into();
+    }
     let done: Transacted = session.client.call(Method::POST, &["v1", "rollback"], query, Some(&body)).await?;
     if done.results.is_empty() {
         output::print(&format!("nothing differs from revision {to}\n"))?;
@@ -97,12 +104,12 @@ async fn difference(session: &Session, from: u64, to: u64) -> Result<Vec<Value>,
     Ok(items(answer))
 }
 
-/// The second highest revision number.
-fn previous(revisions: &[Value]) -> Option<u64> {
+/// The second highest revision number, and the highest.
+fn previous(revisions: &[Value]) -> Option<(u64, u64)> {
     let mut numbers: Vec<u64> = revisions.iter().filter_map(|revision| revision.get("revision")?.as_u64()).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    numbers.len().checked_sub(2).map(|index| numbers[index])
+    numbers.len().checked_sub(2).map(|index| (numbers[index], numbers[index + 1]))
 }
 
 fn table(revisions: &[Value], now: Timestamp) -> String {
@@ -147,8 +154,8 @@ mod tests {
     #[test]
     fn the_revision_before_the_last() {
         let revisions = |numbers: &[u64]| numbers.iter().map(|n| json!({"revision": n})).collect::<Vec<_>>();
-        assert_eq!(previous(&revisions(&[9, 7, 4])), Some(7));
-        assert_eq!(previous(&revisions(&[4, 7, 9])), Some(7));
+        assert_eq!(previous(&revisions(&[9, 7, 4])), Some((7, 9)));
+        assert_eq!(previous(&revisions(&[4, 7, 9])), Some((7, 9)));
         assert_eq!(previous(&revisions(&[4])), None);
         assert_eq!(previous(&[]), None);
     }

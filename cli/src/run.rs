@@ -10,7 +10,7 @@ mod plan;
 mod sidecar;
 mod signals;
 
-use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf, process::ExitStatus};
+use std::{ffi::OsString, io, net::SocketAddr, ops::ControlFlow, path::PathBuf, process::ExitStatus};
 
 use clap::Args;
 use heddle_api::resource::Duration;
@@ -28,6 +28,9 @@ use crate::{
     error::{Error, exit},
     output,
 };
+
+/// How `heddle` finds the API and what lets it in.
+const API_ENVIRONMENT: [&str; 5] = ["HEDDLE_TOKEN", "HEDDLE_CONFIG", "HEDDLE_CONTEXT", "HEDDLE_ADDRESS", "HEDDLE_CA"];
 
 /// `heddle run`.
 #[derive(Debug, Args)]
@@ -77,6 +80,10 @@ pub(crate) struct RunArgs {
     /// Where the sidecar's log goes; `-` is standard error. Default: nowhere, or with no command to standard error.
     #[arg(long, value_name = "FILE")]
     proxy_log: Option<PathBuf>,
+    /// Leave HEDDLE_TOKEN and the other variables that lead to the control plane's API in the command's
+    /// environment, for one that calls `heddle` itself.
+    #[arg(long)]
+    keep_heddle_env: bool,
     /// How long to wait for the sidecar.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     ready_timeout: Duration,
@@ -246,13 +253,10 @@ async fn beside(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) ->
             signal = signals.next() => {
                 let first = signals::ends(signal) && !std::mem::replace(&mut stopping, true);
                 if first && args.service.is_some() && !signals::from_terminal(signal) {
-                    tokio::select! {
-                        status = child.wait() => return ended(status),
-                        other = withdraw(sidecar, signals) => {
-                            if let Some(other) = other.filter(|other| *other != signal) {
-                                signals::pass_on(other, &child);
-                            }
-                        }
+                    match withdraw(sidecar, signals, &mut child).await {
+                        ControlFlow::Break(status) => return ended(status),
+                        ControlFlow::Continue(Some(other)) if other != signal => signals::pass_on(other, &child),
+                        ControlFlow::Continue(_) => {}
                     }
                 }
                 signals::pass_on(signal, &child);
@@ -269,11 +273,25 @@ async fn beside(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) ->
 }
 
 /// Peers must have stopped calling before the command stops serving. Who cannot wait for that sends
-/// another signal; it is returned.
-async fn withdraw(sidecar: &Sidecar, signals: &mut Signals) -> Option<Signal> {
-    tokio::select! {
-        () = sidecar.withdraw() => None,
-        signal = signals.next() => Some(signal),
+/// another signal to end; it is returned. Breaks if the command ends meanwhile.
+async fn withdraw(
+    sidecar: &Sidecar,
+    signals: &mut Signals,
+    child: &mut Child,
+) -> ControlFlow<io::Result<ExitStatus>, Option<Signal>> {
+    let withdrawn = sidecar.withdraw();
+    tokio::pin!(withdrawn);
+    loop {
+        tokio::select! {
+            status = child.wait() => return ControlFlow::Break(status),
+            () = &mut withdrawn => return ControlFlow::Continue(None),
+            signal = signals.next() => {
+                if signals::ends(signal) {
+                    return ControlFlow::Continue(Some(signal));
+                }
+                signals::pass_on(signal, child);
+            }
+        }
     }
 }
 
@@ -285,6 +303,12 @@ fn spawn(args: &RunArgs, addresses: &Addresses) -> Result<Child, RunError> {
     let program = PathBuf::from(&args.command[0]);
     let mut command = Command::new(&program);
     command.args(&args.command[1..]);
+    if !args.keep_heddle_env {
+        // Who may change the mesh is none of the command's business, nor of its crash dumps.
+        for name in API_ENVIRONMENT {
+            command.env_remove(name);
+        }
+    }
     for (name, value) in plan::environment(addresses, |name| std::env::var(name).ok()) {
         command.env(name, value);
     }

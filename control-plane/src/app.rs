@@ -18,6 +18,7 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
@@ -33,7 +34,7 @@ use crate::{
     metrics::Metrics,
     registration::Registrations,
     registry::{Registry, RegistryError},
-    store::{OpenError, RedbOptions, RedbStore},
+    store::{OpenError, RedbOptions, RedbStore, WriteHealth},
     tokens::{self, ApiTokens, BootstrapError, ContextError, JoinTokens},
 };
 
@@ -84,6 +85,17 @@ pub enum StartError {
     Bootstrap(#[from] BootstrapError),
 }
 
+/// Why a control plane cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Views are stale from here on.
+    #[error("the store can no longer be followed; start again to go on")]
+    Store,
+    /// A panic, which is in the log.
+    #[error("a task without which proxies learn of no change has ended; start again to go on")]
+    Task,
+}
+
 /// A running control plane.
 #[derive(Debug)]
 pub struct App {
@@ -91,6 +103,8 @@ pub struct App {
     registry: Arc<Registry>,
     hub: Hub,
     health: Health,
+    /// A task without which nothing goes on has ended by itself.
+    broken: CancellationToken,
     /// Services stop at the first signal; what answers about them, at the second.
     stop: drain::Signal,
     stop_health: drain::Signal,
@@ -119,6 +133,7 @@ impl App {
         )?;
         let signer = Arc::new(signer);
         let store = RedbStore::open(&config.data_dir.join(STORE), &RedbOptions::default())?;
+        let writes = store.write_health();
         let registry = Registry::open(Arc::new(store)).await?;
         let sockets = Sockets::bind(&config).await?;
         let addresses = sockets.addresses(&config);
@@ -129,10 +144,11 @@ impl App {
             Registrations::new(Arc::clone(&registry), hub.clone(), config.lease, Arc::clone(&clock), metrics.clone());
         let (view, changes) = registry.subscribe();
         hub.replace(view.revision(), follow::mesh_of(&view, &config.trust_domain, &registrations));
+        let broken = CancellationToken::new();
         let follower =
             follow::follow(changes, hub.clone(), registrations.clone(), config.trust_domain.clone(), watch.clone());
-        watch.spawn(follower);
-        watch.spawn(registrations.clone().expire(watch.clone()));
+        needed(&watch, &broken, follower);
+        needed(&watch, &broken, registrations.clone().expire(watch.clone()));
 
         let certificate = Certificate::issue(
             Arc::clone(&signer),
@@ -143,7 +159,7 @@ impl App {
             metrics.clone(),
         )?;
         let certificate = Arc::new(certificate);
-        watch.spawn(Arc::clone(&certificate).maintain(watch.clone()));
+        needed(&watch, &broken, Arc::clone(&certificate).maintain(watch.clone()));
 
         let store = Arc::clone(registry.store());
         let join_tokens = JoinTokens::new(Arc::clone(&store));
@@ -175,7 +191,9 @@ impl App {
             drain: watch.clone(),
         });
 
-        let health = Health::new(&[("started", Probe::Ready), ("store", Probe::Live)]);
+        let health = Health::new(&[("started", Probe::Ready), ("store-writes", Probe::Ready), ("store", Probe::Live)]);
+        health.set("store-writes", true);
+        needed(&watch, &broken, report_writes(writes, health.clone(), metrics.clone(), watch.clone()));
         let (stop_health, watch_health) = drain::channel();
         sockets.serve(api_router, mesh_router, &certificate, &health, &metrics, &watch, &watch_health);
         let text = serde_json::to_vec(&addresses).expect("addresses are JSON");
@@ -183,7 +201,7 @@ impl App {
         health.set("started", true);
         let Addresses { api, mesh, health: health_address } = &addresses;
         tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, "ready");
-        Ok(Self { addresses, registry, hub, health, stop, stop_health, _data: data })
+        Ok(Self { addresses, registry, hub, health, broken, stop, stop_health, _data: data })
     }
 
     /// Where it listens.
@@ -201,10 +219,14 @@ impl App {
         &self.hub
     }
 
-    /// Returns when the control plane cannot go on.
-    pub async fn failed(&self) {
-        self.registry.lost().await;
+    /// Returns when the control plane cannot go on, and says why.
+    pub async fn failed(&self) -> Failure {
+        let failure = tokio::select! {
+            () = self.registry.lost() => Failure::Store,
+            () = self.broken.cancelled() => Failure::Task,
+        };
         self.health.set("store", false);
+        failure
     }
 
     /// Ends all of it: listeners close, streams are told to come back later, requests finish.
@@ -216,6 +238,35 @@ impl App {
         }
         self.stop_health.drain_within(listener::CLOSE_TIMEOUT).await;
         tracing::info!("stopped");
+    }
+}
+
+/// Spawns what must not end before the drain; if it does, by a panic as well, `broken` is raised.
+fn needed(drain: &drain::Watch, broken: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+    let (broken, draining) = (broken.clone().drop_guard(), drain.clone());
+    drain.spawn(async move {
+        task.await;
+        if draining.draining() {
+            broken.disarm();
+        }
+    });
+}
+
+/// Tells probes and metrics how writing to the store goes, until drained.
+async fn report_writes(
+    mut writes: tokio::sync::watch::Receiver<WriteHealth>,
+    health: Health,
+    metrics: Metrics,
+    drain: drain::Watch,
+) {
+    loop {
+        let WriteHealth { writable, failures } = *writes.borrow_and_update();
+        health.set("store-writes", writable);
+        metrics.store_errors.inc_by(failures.saturating_sub(metrics.store_errors.get()));
+        tokio::select! {
+            changed = writes.changed() => if changed.is_err() { return },
+            () = drain.drained() => return,
+        }
     }
 }
 
@@ -358,5 +409,53 @@ impl JoinInfo for Join {
 
     fn trust_anchors(&self) -> String {
         self.signer.bundle().to_pem()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_needed_task_that_ends_is_noticed_also_by_a_panic() {
+        for panics in [true, false] {
+            let (_stop, watch) = drain::channel();
+            let broken = CancellationToken::new();
+            needed(&watch, &broken, async move { assert!(!panics, "of this test") });
+            tokio::time::timeout(Duration::from_secs(10), broken.cancelled()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_breaks_nothing() {
+        let (stop, watch) = drain::channel();
+        let broken = CancellationToken::new();
+        needed(&watch, &broken, {
+            let watch = watch.clone();
+            async move { watch.drained().await }
+        });
+        stop.drain();
+        stop.finished().await;
+        assert!(!broken.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_cannot_be_written_is_not_ready() {
+        let (stop, watch) = drain::channel();
+        let (health, metrics) = (Health::new(&[("store-writes", Probe::Ready)]), Metrics::new().unwrap());
+        let (writes, told) = tokio::sync::watch::channel(WriteHealth { writable: true, failures: 0 });
+        watch.spawn(report_writes(told, health.clone(), metrics.clone(), watch.clone()));
+        for (writable, failures) in [(false, 1), (true, 1), (false, 3)] {
+            writes.send_replace(WriteHealth { writable, failures });
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while (health.is_ready(), metrics.store_errors.get()) != (writable, failures) {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .unwrap();
+        }
+        stop.drain();
+        stop.finished().await;
     }
 }

@@ -93,12 +93,15 @@ pub struct Findings {
 impl StatusSource for Findings {
     fn status(&self, object: &AnyObject) -> ObjectStatus {
         let generation = object.metadata().generation.unwrap_or_default();
-        self.hub.object_status(object.kind(), &object.name(), generation)
+        let written = object.metadata().resource_version.as_deref();
+        let revision = written.and_then(|revision| revision.parse().ok()).unwrap_or_default();
+        self.hub.object_status(object.kind(), &object.name(), generation, revision)
     }
 
     fn proxies(&self) -> Vec<ProxyStatus> {
         let view = self.registry.view();
-        let mut proxies: BTreeMap<String, ProxyStatus> = (view.registrations(None, None))
+        // By both: a name that one identity registered says nothing about a stream of another.
+        let mut proxies: BTreeMap<(String, String), ProxyStatus> = (view.registrations(None, None))
             .map(|registration| {
                 let status = ProxyStatus {
                     name: registration.name.to_string(),
@@ -112,12 +115,13 @@ impl StatusSource for Findings {
                     resources: ProxyResources::default(),
                     certificate_expiry: None,
                 };
-                (status.name.clone(), status)
+                ((status.name.clone(), status.identity.clone()), status)
             })
             .collect();
         for report in self.hub.proxies() {
-            let registered = proxies.remove(&report.proxy.node);
-            proxies.insert(report.proxy.node.clone(), connected(report, registered));
+            let key = (report.proxy.node.clone(), report.proxy.identity.to_string());
+            let registered = proxies.remove(&key);
+            proxies.insert(key, connected(report, registered));
         }
         proxies.into_values().collect()
     }

@@ -31,7 +31,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let app = App::start(config).await?;
     tokio::select! {
         signal = signal::shutdown() => tracing::info!(signal = %signal?, "stopping"),
-        () = app.failed() => anyhow::bail!("the store can no longer be followed; start again to go on"),
+        failure = app.failed() => return Err(failure.into()),
     }
     tokio::select! {
         () = app.shutdown() => Ok(()),

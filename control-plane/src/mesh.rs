@@ -167,6 +167,11 @@ impl Mesh {
         self.workloads.get(name)
     }
 
+    /// A registered workload by name.
+    pub fn registered(&self, name: &Name) -> Option<&Arc<Registered>> {
+        self.registered.get(name)
+    }
+
     /// Registered workloads that serve a service.
     pub fn registered_workloads(&self, service: &Name) -> impl Iterator<Item = &Arc<Registered>> {
         self.registered_of.of(service).filter_map(|name| self.registered.get(name))

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub compile_seconds: Histogram,
     /// Revision of the store that proxies are told of.
     pub revision: IntGauge,
+    /// Writes to the store that failed.
+    pub store_errors: IntCounter,
     /// SVIDs signed, by how they were asked for.
     pub certificates: IntCounterVec,
     /// Requests for SVIDs refused, by reason.
@@ -60,6 +62,7 @@ impl Metrics {
             refused_subscriptions: counter("refused_subscriptions_total", "Names that a proxy may not subscribe to")?,
             compile_seconds: register(&registry, Histogram::with_opts(compile)?)?,
             revision: gauge("store_revision", "Revision of the store that proxies are told of")?,
+            store_errors: counter("store_errors_total", "Writes to the store that failed")?,
             certificates: counters("certificates_issued_total", "SVIDs signed", &["attestation"])?,
             certificates_refused: counters("certificates_refused_total", "Requests for SVIDs refused", &["reason"])?,
             leases: gauge("leases", "Registered workloads")?,

@@ -8,6 +8,7 @@ mod check;
 mod leases;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,7 +27,7 @@ use heddle_runtime::drain;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use self::leases::Leases;
+use self::{leases::Leases, turns::Turns};
 use crate::{
     discovery::Hub,
     mesh::Registered,
@@ -40,6 +41,8 @@ use crate::{
 const MAX_MESSAGE: usize = 64 * 1024;
 /// How often leases are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Registrations that are removed in one transaction.
+const EXPIRED_AT_ONCE: usize = 500;
 /// Longest wait of a Deregister.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -52,9 +55,9 @@ struct Shared {
     registry: Arc<Registry>,
     hub: Hub,
     leases: Mutex<Leases>,
-    /// Who writes or removes a registration holds this, so that a lease that ends and one that begins
-    /// anew do not cross.
-    writing: tokio::sync::Mutex<()>,
+    /// Who writes or removes a registration holds the turn of its name, so that a lease that ends and one
+    /// that begins anew do not cross.
+    turns: Turns,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
@@ -63,7 +66,7 @@ impl Registrations {
     /// No workloads yet; leases have this length.
     pub fn new(registry: Arc<Registry>, hub: Hub, lease: Duration, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         let leases = Mutex::new(Leases::new(lease));
-        Self(Arc::new(Shared { registry, hub, leases, writing: tokio::sync::Mutex::default(), clock, metrics }))
+        Self(Arc::new(Shared { registry, hub, leases, turns: Turns::default(), clock, metrics }))
     }
 
     /// The service.
@@ -104,19 +107,37 @@ impl Registrations {
     }
 
     async fn expire_once(&self, now: Instant) {
-        let _writing = self.0.writing.lock().await;
         let ended = self.leases().expire(now, LOOK);
-        for name in ended {
-            tracing::info!(workload = %name, "the lease has ended");
-            self.0.metrics.leases_expired.inc();
-            if let Err(error) = self.0.registry.deregister(&name).await {
-                // Known again with a full lease, and so tried again.
-                tracing::warn!(workload = %name, %error, "a registration cannot be removed");
-                self.leases().grant_unheard(&name, now);
-            }
+        for names in ended.chunks(EXPIRED_AT_ONCE) {
+            self.remove_expired(names, now).await;
         }
         let count = self.leases().count();
         self.0.metrics.leases.set(count as i64);
+    }
+
+    /// Removes registrations whose leases have ended, in one transaction.
+    async fn remove_expired(&self, names: &[Name], now: Instant) {
+        let _turns = self.0.turns.all_of(names).await;
+        let view = self.0.registry.view();
+        // Who registered anew while this waited has another lease.
+        let gone: Vec<_> = {
+            let leases = self.leases();
+            names.iter().filter(|name| !leases.has(name)).filter_map(|name| view.registration(name).cloned()).collect()
+        };
+        match self.0.registry.deregister(&gone).await {
+            Ok(true) => {
+                for registration in &gone {
+                    tracing::info!(workload = %registration.name, "the lease has ended");
+                }
+                self.0.metrics.leases_expired.inc_by(gone.len() as u64);
+                return;
+            }
+            Ok(false) => tracing::debug!("registrations changed while their leases ended"),
+            Err(error) => tracing::warn!(count = gone.len(), %error, "registrations cannot be removed"),
+        }
+        // Known again with a full lease, and so tried again.
+        let mut leases = self.leases();
+        gone.iter().for_each(|registration| leases.grant_unheard(&registration.name, now));
     }
 
     async fn register(&self, peer: &Peer, request: RegisterRequest) -> Result<RegisterResponse, Status> {
@@ -135,7 +156,7 @@ impl Registrations {
             None => self.write(&registration, ready).await?,
         };
         if changed {
-            self.publish(&registration, ready);
+            self.publish(&name);
         }
         let lease = self.leases().length();
         Ok(RegisterResponse { lease_seconds: u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1) })
@@ -143,35 +164,30 @@ impl Registrations {
 
     /// Writes a new or changed registration, and begins its lease. Says whether readiness changed.
     async fn write(&self, registration: &Registration, ready: bool) -> Result<bool, Status> {
-        let _writing = self.0.writing.lock().await;
+        let name = &registration.name;
+        let turn = self.0.turns.of(name).await;
         let view = self.0.registry.view();
-        let others = view.registrations(Some(&registration.name.namespace), None);
-        let mut mine = 0;
-        let mut superseded = Vec::new();
-        for other in others.filter(|other| other.name != registration.name && other.identity == registration.identity) {
-            mine += 1;
-            // The listener at this address is the caller's: whoever was there before is gone.
-            if other.address == registration.address {
-                superseded.push(other.name.clone());
-            }
+        let known = view.registration(name);
+        // Somebody else may have taken the name since it was checked.
+        if known.is_some_and(|known| known.identity != registration.identity) {
+            return Err(not_yours(name));
         }
-        if mine >= check::MAX_INSTANCES {
-            let said = format!("{} has {mine} registered workloads already", registration.identity);
+        let held = view.held_by(&registration.identity);
+        if known.is_none() && held >= check::MAX_INSTANCES {
+            let said = format!("{} has {held} registered workloads already", registration.identity);
             return Err(Status::resource_exhausted(said));
         }
         // The lease first: when the mesh learns of the workload, it must know whether it is ready.
-        let name = &registration.name;
         let changed = self.leases().grant(name, ready, Instant::now());
-        if let Err(error) = self.0.registry.register(registration).await {
-            if view.registration(name).is_none() {
-                self.leases().end(name);
-            }
-            return Err(unavailable(&error));
+        let written = self.0.registry.register(registration, known.map(|known| &**known)).await;
+        if !matches!(written, Ok(true)) && known.is_none() {
+            self.leases().end(name);
         }
-        for name in superseded {
-            self.0.registry.deregister(&name).await.map_err(|error| unavailable(&error))?;
-            self.leases().end(&name);
+        if !written.map_err(|error| unavailable(&error))? {
+            return Err(Status::aborted(format!("workload {name} changed meanwhile; try again")));
         }
+        drop(turn);
+        self.supersede(registration).await?;
         tracing::info!(
             workload = %registration.name,
             identity = registration.identity,
@@ -181,11 +197,32 @@ impl Registrations {
         Ok(changed)
     }
 
-    /// Tells the mesh at once about readiness, which the store does not know.
-    fn publish(&self, registration: &Registration, ready: bool) {
-        if let Some(workload) = registered(registration, ready).map(Arc::new) {
-            self.0.hub.change(0, |mesh| mesh.register(workload));
+    /// The listener at this address is the caller's: whoever was there before is gone. Of several that come
+    /// at once, the one that was written last sees all others.
+    async fn supersede(&self, registration: &Registration) -> Result<(), Status> {
+        let view = self.0.registry.view();
+        let Some(mine) = view.registration(&registration.name) else { return Ok(()) };
+        let others = view.placed_at(&registration.identity, registration.address);
+        let older: Vec<_> = others.filter(|other| other.revision < mine.revision).cloned().collect();
+        for other in older {
+            let _turn = self.0.turns.of(&other.name).await;
+            let removed = self.0.registry.deregister(std::slice::from_ref(&other)).await;
+            if removed.map_err(|error| unavailable(&error))? {
+                self.leases().end(&other.name);
+            }
         }
+        Ok(())
+    }
+
+    /// Tells the mesh at once about readiness, which the store does not know. Looks again whether the
+    /// workload is there: its removal may have passed this by, and what is removed then would stay for ever.
+    fn publish(&self, name: &Name) {
+        self.0.hub.change(0, |mesh| {
+            let view = self.0.registry.view();
+            let known = view.registration(name);
+            let workload = known.and_then(|known| registered(known, self.is_ready(name)));
+            workload.map(|workload| mesh.register(Arc::new(workload))).unwrap_or_default()
+        });
     }
 
     async fn deregister(&self, peer: &Peer, request: DeregisterRequest) -> Result<DeregisterResponse, Status> {
@@ -193,7 +230,7 @@ impl Registrations {
         let deadline = Instant::now() + Duration::from_millis(request.wait_milliseconds.into()).min(LONGEST_WAIT);
         let name = check::workload_name(namespace, &request.workload)?;
         let services = {
-            let _writing = self.0.writing.lock().await;
+            let _turn = self.0.turns.of(&name).await;
             let view = self.0.registry.view();
             let Some(known) = view.registration(&name) else {
                 return Ok(DeregisterResponse { acknowledged: true });
@@ -201,7 +238,10 @@ impl Registrations {
             if *known.identity != *identity.as_str() {
                 return Err(not_yours(&name));
             }
-            self.0.registry.deregister(&name).await.map_err(|error| unavailable(&error))?;
+            let removed = self.0.registry.deregister(std::slice::from_ref(known)).await;
+            if !removed.map_err(|error| unavailable(&error))? {
+                return Err(Status::aborted(format!("workload {name} changed meanwhile; try again")));
+            }
             self.forget(&name);
             known.services.keys().filter_map(|service| Name::parse(service)).collect::<Vec<_>>()
         };

@@ -18,7 +18,7 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
 
-pub use self::redb::{OpenError, RedbOptions, RedbStore};
+pub use self::redb::{OpenError, RedbOptions, RedbStore, WriteHealth};
 
 /// Counts committed transactions that wrote something, from 1; 0 is the empty store.
 pub type Revision = u64;

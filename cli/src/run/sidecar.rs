@@ -177,7 +177,7 @@ impl Sidecar {
         tokio::select! {
             _ = self.child.wait() => return,
             () = tokio::time::sleep(DRAIN) => {}
-            _ = signals.next() => {}
+            _ = signals.next_end() => {}
         }
         let _ = self.child.kill().await;
     }

@@ -24,6 +24,16 @@ impl Signals {
             .map(Self)
     }
 
+    /// The next one that asks to end.
+    pub(super) async fn next_end(&mut self) -> Signal {
+        loop {
+            let signal = self.next().await;
+            if ends(signal) {
+                return signal;
+            }
+        }
+    }
+
     /// The next one.
     pub(super) async fn next(&mut self) -> Signal {
         poll_fn(|context| {
@@ -38,9 +48,10 @@ impl Signals {
     }
 }
 
-/// Whether a signal asks the command to end.
+/// Whether a signal asks the command to end. HUP does not: to servers it says "read your configuration
+/// again", and a command that ends by it does so by itself.
 pub(super) fn ends(signal: Signal) -> bool {
-    [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT].contains(&signal)
+    [Signal::TERM, Signal::INT, Signal::QUIT].contains(&signal)
 }
 
 /// Whether the command has this signal from the terminal already: Ctrl-C and Ctrl-\ go to the whole

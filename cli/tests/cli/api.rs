@@ -289,6 +289,50 @@ fn apply_waits_for_the_proxies_and_tells_who_rejects() {
 }
 
 #[test]
+fn deleting_everything_of_a_namespace_leaves_the_mesh_and_what_proxies_registered() {
+    let fake = Fake::start(|asked| {
+        let path = asked.line.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        if asked.line.starts_with("POST") {
+            return transactions(asked);
+        }
+        let items = if path.contains("meshconfig") {
+            value!([{"kind": "MeshConfig", "metadata": {"name": "mesh"}}])
+        } else if path.contains("workloads") {
+            let labels = value!({"heddle.dev/registered": "true"});
+            value!([
+                {"kind": "Workload", "metadata": {"name": "pod", "namespace": "shop", "labels": labels}},
+                {"kind": "Workload", "metadata": {"name": "vm", "namespace": "shop"}},
+            ])
+        } else if path.contains("services") {
+            value!([service("a")])
+        } else {
+            value!([])
+        };
+        json(200, &value!({"items": items, "metadata": {}}))
+    });
+    let ended = fake.run(&["delete", "all", "--all", "-n", "shop"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let sent = fake.asked().pop().unwrap().body["operations"].clone();
+    let names: Vec<_> = sent.as_array().unwrap().iter().map(|one| one["delete"]["name"].clone()).collect();
+    assert_eq!(names, ["vm", "a"], "{sent}");
+}
+
+#[test]
+fn a_rollback_undoes_only_what_was_looked_at() {
+    let fake = Fake::start(|asked| match asked.line.starts_with("POST") {
+        true => problem(412, &value!({"detail": "the newest revision is 10, not 9"})),
+        false => json(200, &value!({"items": [{"revision": 7}, {"revision": 9}]})),
+    });
+    let ended = fake.run(&["rollback"]);
+    assert!(ended.code != Some(0) && ended.err.contains("the newest revision is 10"), "{ended:?}");
+    assert_eq!(fake.asked()[1].body, value!({"revision": 7, "ifRevision": 9}));
+    fake.run(&["rollback", "--to", "3"]);
+    assert_eq!(fake.asked()[2].body, value!({"revision": 3}));
+    fake.run(&["rollback", "--to", "3", "--if-revision", "8"]);
+    assert_eq!(fake.asked()[3].body, value!({"revision": 3, "ifRevision": 8}));
+}
+
+#[test]
 fn delete_by_name_file_and_selector() {
     let fake = Fake::start(|asked| match asked.line.split_whitespace().next() {
         Some("POST") => transactions(asked),

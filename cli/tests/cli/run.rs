@@ -171,6 +171,25 @@ fn settings_of_another_sidecar_and_the_api_token_do_not_reach_this_one() {
 }
 
 #[test]
+fn the_command_does_not_see_what_lets_into_the_api() {
+    let bench = Bench::new();
+    let run = |more: &[&str]| {
+        let mut arguments = vec!["--service", "orders.shop"];
+        arguments.extend(more);
+        arguments.extend(["--", "env"]);
+        let mut command = bench.command(&arguments);
+        command.env("HEDDLE_TOKEN", "heddle_secret").env("HEDDLE_LOG", "debug");
+        ended(command).out
+    };
+    let out = run(&[]);
+    for name in ["HEDDLE_TOKEN", "HEDDLE_CONFIG", "HEDDLE_CONTEXT", "HEDDLE_ADDRESS", "HEDDLE_CA"] {
+        assert!(!out.lines().any(|line| line.starts_with(&format!("{name}="))), "{name}: {out}");
+    }
+    assert!(out.contains("HEDDLE_LOG=debug"), "{out}");
+    assert!(run(&["--keep-heddle-env"]).contains("HEDDLE_TOKEN=heddle_secret"));
+}
+
+#[test]
 fn a_signal_that_ends_the_command_is_its_exit_code() {
     let bench = Bench::new();
     assert_eq!(bench.script("kill -KILL $$").code, Some(137));
@@ -203,6 +222,32 @@ fn other_signals_are_passed_on_and_end_nothing() {
     assert_eq!(wait(child).code, Some(4));
     // The sidecar itself got no INT.
     assert_eq!(bench.read("events"), "drained\nsidecar TERM\n");
+}
+
+#[test]
+fn hup_is_for_the_command_and_takes_nothing_out_of_the_mesh() {
+    let bench = Bench::new();
+    let (child, mut lines) =
+        bench.started(r#"trap 'echo hup' HUP; trap 'exit 0' TERM; echo up; while :; do sleep 0.02; done"#);
+    kill(&child, "HUP");
+    assert_eq!(lines.next().as_deref(), Some("hup"));
+    assert_eq!(bench.read("events"), "", "peers go on calling");
+    // A sidecar that dies is still started again.
+    let first = bench.read("pid");
+    assert!(Command::new("kill").args(["-KILL", first.trim()]).status().unwrap().success());
+    eventually("another sidecar", || bench.read("pid") != first && !bench.read("pid").is_empty());
+    kill(&child, "TERM");
+    assert_eq!(wait(child).code, Some(0));
+    assert_eq!(bench.read("events"), "drained\nsidecar TERM\n");
+}
+
+#[test]
+fn a_command_that_ends_by_hup_is_drained_like_any_other() {
+    let bench = Bench::new();
+    let (child, _lines) = bench.started("echo up; while :; do sleep 0.02; done");
+    kill(&child, "HUP");
+    assert_eq!(wait(child).code, Some(129));
+    assert_eq!(bench.read("events"), "sidecar TERM\n");
 }
 
 #[test]

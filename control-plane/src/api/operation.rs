@@ -379,7 +379,7 @@ fn of_registry(definitions: &mut Definitions, operations: &mut Vec<Operation>) {
             query: &[DRY_RUN],
             body: Some(BodySpec { schema: definitions.of::<types::RollbackRequest>(), limit: SMALL_LIMIT }),
             answers: transacted(),
-            refusals: &[Why::NotFound, Why::Gone, Why::Conflict],
+            refusals: &[Why::NotFound, Why::Gone, Why::Conflict, Why::PreconditionFailed],
             ..simple(
                 "rollback",
                 Method::POST,

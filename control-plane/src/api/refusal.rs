@@ -188,6 +188,7 @@ impl From<ApplyError> for Refusal {
 impl From<RollbackError> for Refusal {
     fn from(error: RollbackError) -> Self {
         match error {
+            RollbackError::Moved { .. } => Self::new(Why::PreconditionFailed, error.to_string()),
             RollbackError::Revision(error) => error.into(),
             RollbackError::Apply(error) => error.into(),
         }

@@ -30,6 +30,7 @@ pub(super) async fn rollback(mut call: Call) -> Result<Response, Refusal> {
     let body = call.body();
     let request: RollbackRequest =
         call.api.shapes.rollback.read(&body).map_err(|faults| Refusal::faults(Why::Malformed, faults))?;
-    let applied = call.api.state.registry.rollback(request.revision, &call.author(), call.flag("dryRun")).await?;
+    let (to, newest) = (request.revision, request.if_revision);
+    let applied = call.api.state.registry.rollback(to, newest, &call.author(), call.flag("dryRun")).await?;
     transactions::answer(&call, applied)
 }

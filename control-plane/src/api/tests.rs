@@ -116,7 +116,7 @@ impl Server {
     }
 
     async fn start_in(folder: tempfile::TempDir, keep_revisions: u64) -> Self {
-        let options = RedbOptions { cache_bytes: 1 << 20, keep_revisions };
+        let options = RedbOptions { cache_bytes: 1 << 20, keep_revisions, ..RedbOptions::default() };
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(&folder.path().join("store.redb"), &options).unwrap());
         let (stop, watch) = drain::channel();
         let state = ApiState {

@@ -138,6 +138,11 @@ pub(super) struct RollbackRequest {
     /// The revision whose state is wanted; 0 is the empty mesh.
     #[schemars(range(max = i64::MAX))]
     pub(super) revision: RevisionNumber,
+    /// Only if this is the newest revision still: else somebody's change that nobody has looked at would
+    /// be undone, too.
+    #[serde(default)]
+    #[schemars(range(max = i64::MAX))]
+    pub(super) if_revision: Option<RevisionNumber>,
 }
 
 /// A revision and what it changed.

@@ -1,6 +1,8 @@
 //! All streams and what they hold, behind one lock that is never kept across an await.
 
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -176,9 +178,10 @@ impl Hub {
         }
     }
 
-    /// What the connected proxies made of an object.
-    pub fn object_status(&self, kind: ObjectKind, name: &Name, generation: u64) -> ObjectStatus {
-        self.lock().object_status(kind, name, generation)
+    /// What the connected proxies made of an object of this generation, which was written at this
+    /// revision of the store. As long as the mesh is not there yet, nobody was told of it.
+    pub fn object_status(&self, kind: ObjectKind, name: &Name, generation: u64, revision: u64) -> ObjectStatus {
+        self.lock().object_status(kind, name, generation, revision)
     }
 
     /// All connected proxies.
@@ -195,6 +198,15 @@ impl Hub {
     pub(super) fn open(&self, proxy: Proxy) -> Result<Handle, Status> {
         let viewer = viewer(&proxy)?;
         let mut inner = self.lock();
+        // Its status would be taken for that of the workload of this name.
+        let registered = Name::parse(&proxy.node).and_then(|name| inner.catalog.mesh.registered(&name));
+        if registered.is_some_and(|registered| registered.identity != proxy.identity) {
+            return Err(Status::permission_denied(format!(
+                "workload {:?} is registered by another identity than {}; choose another name",
+                clip(&proxy.node),
+                proxy.identity
+            )));
+        }
         let of_identity = inner.by_identity.get(&proxy.identity).copied().unwrap_or_default();
         if of_identity >= MAX_STREAMS_PER_IDENTITY {
             return Err(Status::resource_exhausted(format!("{} has {of_identity} streams already", proxy.identity)));

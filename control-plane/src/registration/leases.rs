@@ -63,6 +63,11 @@ impl Leases {
         self.leases.get(name).is_none_or(|lease| lease.ready)
     }
 
+    /// Whether there is a lease.
+    pub(super) fn has(&self, name: &Name) -> bool {
+        self.leases.contains_key(name)
+    }
+
     /// Ends a lease.
     pub(super) fn end(&mut self, name: &Name) {
         self.leases.remove(name);

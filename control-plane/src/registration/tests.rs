@@ -315,8 +315,73 @@ async fn what_the_mesh_has_not_heard_of_is_not_acknowledged() {
 async fn a_registration_that_others_removed_has_no_lease() {
     let world = World::new().await;
     world.register("orders", request("w", &["shop/orders"])).await.unwrap();
-    world.registry.deregister(&Name::new("shop", "w")).await.unwrap();
+    let known = world.registry.view().registration(&Name::new("shop", "w")).cloned().unwrap();
+    assert!(world.registry.deregister(&[known]).await.unwrap());
     world.settle().await;
     assert_eq!(world.registrations.leases().count(), 0);
     assert_eq!(world.endpoints("shop/orders"), []);
+}
+
+#[tokio::test]
+async fn word_of_readiness_that_comes_after_the_removal_brings_nobody_back() {
+    let world = World::new().await;
+    world.register("orders", request("w", &["shop/orders"])).await.unwrap();
+    let name = Name::new("shop", "w");
+    world.registrations.publish(&name);
+    assert_eq!(world.endpoints("shop/orders").len(), 1);
+    world.deregister("orders", "w").await.unwrap();
+    world.settle().await;
+    // A renewal that changed readiness had been let through before, and waited for the mesh.
+    world.registrations.publish(&name);
+    assert_eq!(world.endpoints("shop/orders"), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_that_take_a_name_at_once_one_gets_it() {
+    let world = Arc::new(World::new().await);
+    for round in 0..20 {
+        let workload = format!("w-{round}");
+        let both = ["orders", "batch"].map(|account| {
+            let (world, request) = (Arc::clone(&world), request(&workload, &["shop/shared"]));
+            let port = 1000 + 2 * round + u16::from(account == "batch");
+            tokio::spawn(async move { world.registrations.register(&peer(account), on_port(request, port)).await })
+        });
+        let [orders, batch] = both;
+        let results = [orders.await.unwrap(), batch.await.unwrap()];
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+        let winner = if results[0].is_ok() { "orders" } else { "batch" };
+        let view = world.registry.view();
+        let known = view.registration(&Name::new("shop", &workload)).unwrap();
+        assert!(known.identity.ends_with(winner), "{} has it, {winner} was told so", known.identity);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_at_one_address_one_is_left() {
+    let world = Arc::new(World::new().await);
+    let all = (0..20).map(|index| {
+        let (world, request) = (Arc::clone(&world), request(&format!("w-{index}"), &["shop/orders"]));
+        tokio::spawn(async move { world.registrations.register(&peer("orders"), request).await.unwrap() })
+    });
+    for one in all.collect::<Vec<_>>() {
+        one.await.unwrap();
+    }
+    world.settle().await;
+    assert_eq!(world.endpoints("shop/orders").len(), 1);
+    assert_eq!(world.registrations.leases().count(), 1);
+}
+
+#[tokio::test]
+async fn leases_that_end_together_go_in_one_transaction() {
+    let world = World::new().await;
+    for index in 0..50 {
+        let request = on_port(request(&format!("w-{index}"), &["shop/orders"]), 1000 + index);
+        world.register("orders", request).await.unwrap();
+    }
+    let revision = world.registry.store().revision();
+    world.registrations.expire_once(Instant::now() + LEASE + LOOK).await;
+    world.settle().await;
+    assert_eq!(world.endpoints("shop/orders"), []);
+    assert_eq!(world.registry.store().revision(), revision + 1);
+    assert_eq!(world.registrations.0.metrics.leases_expired.get(), 50);
 }

@@ -35,6 +35,9 @@ pub enum Operation {
         /// Only if this holds.
         expected: Option<Expected>,
     },
+    /// Make the object again as a rollback found it, with its age; or put it in the place of what is
+    /// there now.
+    Restore(AnyObject),
     /// Remove the object.
     Delete {
         /// Its kind.
@@ -166,12 +169,22 @@ impl Registry {
         Err(ApplyError::Contended.into())
     }
 
-    /// Puts everything back as it was at a user-visible revision, as a new revision.
-    pub async fn rollback(&self, to: RevisionNumber, author: &Author, dry_run: bool) -> Result<Applied, RollbackError> {
+    /// Puts everything back as it was at a user-visible revision, as a new revision. With `newest`, only
+    /// if that is the newest one still.
+    pub async fn rollback(
+        &self,
+        to: RevisionNumber,
+        newest: Option<RevisionNumber>,
+        author: &Author,
+        dry_run: bool,
+    ) -> Result<Applied, RollbackError> {
         let author = Author { reason: Some(format!("rollback to revision {to}")), ..author.clone() };
         let _turn = self.writing.lock().await;
         for _ in 0..TRIES {
             let view = self.view();
+            if let Some(expected) = newest.filter(|expected| *expected != view.number()) {
+                return Err(RollbackError::Moved { expected, found: view.number() });
+            }
             let operations = Arc::new(self.revisions().restore(&view, to).await?);
             if let Some(applied) = self.try_apply(&view, operations, &author, dry_run).await? {
                 return Ok(applied);
@@ -217,6 +230,14 @@ impl Registry {
 /// Why nothing was rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum RollbackError {
+    /// Somebody else made a revision in the meantime.
+    #[error("the newest revision is {found}, not {expected}; see what it changed, then decide again")]
+    Moved {
+        /// The one that was to be the newest.
+        expected: RevisionNumber,
+        /// The one that is.
+        found: RevisionNumber,
+    },
     /// The revision cannot be restored.
     #[error(transparent)]
     Revision(#[from] revisions::RevisionError),
@@ -235,8 +256,14 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
     for (index, operation) in operations.iter().enumerate() {
         let (kind, name, expected) = match operation {
             Operation::Apply { object, expected } => (object.kind(), object.name(), *expected),
+            Operation::Restore(object) => (object.kind(), object.name(), None),
             Operation::Delete { kind, name, expected } => (*kind, name.clone(), *expected),
         };
+        if matches!(operation, Operation::Delete { .. }) && kind == ObjectKind::MeshConfig {
+            let message = "a mesh always has its MeshConfig; to go back to the defaults, apply one with an empty spec";
+            faults.push(OperationFault { operation: index, fault: Fault::new("kind", message) });
+            continue;
+        }
         if !seen.insert((kind, name.clone())) {
             let message = format!("{kind} {name} is named by an earlier operation already; name each object once");
             faults.push(OperationFault { operation: index, fault: Fault::new("", message) });
@@ -245,8 +272,12 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
         let before = view.object(kind, &name).cloned();
         check_expected(kind, &name, before.as_ref(), expected)?;
         let (action, after, object) = match operation {
-            Operation::Apply { object, .. } => {
-                let object = merged(before.as_ref(), object, now);
+            Operation::Apply { object, .. } | Operation::Restore(object) => {
+                let mut merged = merged(before.as_ref(), object, now);
+                if matches!(operation, Operation::Restore(_)) {
+                    restore(&mut merged, before.is_some(), object);
+                }
+                let object = merged;
                 match &before {
                     None => (Action::Created, Some(object.clone()), object),
                     Some(before) if *before == object => (Action::Unchanged, None, object),
@@ -315,6 +346,19 @@ fn merged(before: Option<&AnyObject>, wanted: &AnyObject, now: Timestamp) -> Any
         }
     }
     object
+}
+
+/// Gives an object back its age, by which routes of equal rank are ordered; its generation goes on from
+/// where it was.
+fn restore(object: &mut AnyObject, exists: bool, recorded: &AnyObject) {
+    let recorded = recorded.metadata();
+    let metadata = object.metadata_mut();
+    if recorded.creation_timestamp.is_some() {
+        metadata.creation_timestamp.clone_from(&recorded.creation_timestamp);
+    }
+    if !exists {
+        metadata.generation = Some(recorded.generation.unwrap_or_default() + 1);
+    }
 }
 
 /// The writes of a plan, with its entry in the list of revisions.

@@ -79,32 +79,46 @@ impl Registration {
 }
 
 impl Registry {
-    /// Writes a registration; returns when it is in the view. Writes nothing if nothing changed.
-    pub async fn register(&self, registration: &Registration) -> Result<(), StoreError> {
-        if let Some(known) = self.view().registration(&registration.name)
-            && (Registration { revision: known.revision, ..registration.clone() }) == **known
-        {
-            return Ok(());
+    /// Writes a registration in the place of the one that was `known` under its name; returns when it is
+    /// in the view. Says whether it was: not if another took the name meanwhile. Writes nothing if nothing
+    /// changed.
+    pub async fn register(
+        &self,
+        registration: &Registration,
+        known: Option<&Registration>,
+    ) -> Result<bool, StoreError> {
+        if known.is_some_and(|known| Registration { revision: known.revision, ..registration.clone() } == *known) {
+            return Ok(true);
         }
         let value = serde_json::to_vec(registration).expect("a registration is JSON: its maps have text keys");
-        self.commit_registration(Transaction::new().put(codec::registration_key(&registration.name), value)).await
-    }
-
-    /// Removes a registration; returns when it is gone from the view.
-    pub async fn deregister(&self, name: &Name) -> Result<(), StoreError> {
-        self.commit_registration(Transaction::new().delete(codec::registration_key(name))).await
-    }
-
-    /// Removes a registration if it is still this one.
-    pub async fn deregister_unchanged(&self, registration: &Arc<Registration>) -> Result<(), StoreError> {
         let key = codec::registration_key(&registration.name);
-        self.commit_registration(Transaction::new().when(Arc::clone(&key), registration.revision).delete(key)).await
+        let revision = known.map_or(0, |known| known.revision);
+        self.commit_registration(Transaction::new().when(Arc::clone(&key), revision).put(key, value)).await
     }
 
-    async fn commit_registration(&self, transaction: Transaction) -> Result<(), StoreError> {
+    /// Removes registrations, in one transaction, if they all are still these; returns when they are gone
+    /// from the view. Says whether they were.
+    pub async fn deregister(&self, registrations: &[Arc<Registration>]) -> Result<bool, StoreError> {
+        if registrations.is_empty() {
+            return Ok(true);
+        }
+        let transaction = registrations.iter().fold(Transaction::new(), |transaction, registration| {
+            let key = codec::registration_key(&registration.name);
+            transaction.when(Arc::clone(&key), registration.revision).delete(key)
+        });
+        self.commit_registration(transaction).await
+    }
+
+    async fn commit_registration(&self, transaction: Transaction) -> Result<bool, StoreError> {
         match self.store.commit(transaction).await? {
-            Outcome::Committed(revision) => self.reached(revision).await,
-            Outcome::Conflict { .. } => Ok(()),
+            Outcome::Committed(revision) => {
+                self.reached(revision).await?;
+                Ok(true)
+            }
+            Outcome::Conflict { mod_revision, .. } => {
+                self.reached(mod_revision).await?;
+                Ok(false)
+            }
         }
     }
 }

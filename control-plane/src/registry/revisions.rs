@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use heddle_api::resource::{AnyObject, Name, ObjectKind};
+use heddle_api::resource::{API_VERSION, AnyObject, Name, ObjectKind};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -208,6 +208,18 @@ impl<'a> Revisions<'a> {
             match wanted {
                 Some(wanted) => {
                     let object = AnyObject::from_value(kind, wanted).map_err(|error| RegistryError::Unreadable {
+                        key: changes_key(to + 1),
+                        reason: error.to_string(),
+                    })?;
+                    operations.push(Operation::Restore(object));
+                }
+                // A mesh always has its settings: before the first were written, they were the defaults.
+                None if kind == ObjectKind::MeshConfig => {
+                    let document = serde_json::json!({
+                        "apiVersion": API_VERSION, "kind": kind.as_str(), "metadata": { "name": name.name.to_string() },
+                        "spec": {},
+                    });
+                    let object = AnyObject::from_value(kind, document).map_err(|error| RegistryError::Unreadable {
                         key: changes_key(to + 1),
                         reason: error.to_string(),
                     })?;

@@ -115,19 +115,22 @@ async fn revisions_can_be_compared_and_restored() {
     assert_eq!((&back[0].before, &back[0].after), (&diff[0].after, &diff[0].before));
     assert!(revisions.diff(2, 2).await.unwrap().is_empty());
 
-    let dry = registry.rollback(1, &author(), true).await.unwrap();
+    let dry = registry.rollback(1, None, &author(), true).await.unwrap();
     assert_eq!((dry.number, dry.results.len()), (3, 3));
-    let applied = registry.rollback(1, &author(), false).await.unwrap();
+    let applied = registry.rollback(1, None, &author(), false).await.unwrap();
     assert_eq!(applied.number, 4);
     assert_eq!(ports(&registry.view()), [("a".to_owned(), 1), ("b".to_owned(), 1)]);
     let a = registry.view().get::<ServiceSpec>(&Name::new("shop", "a")).unwrap().metadata.clone();
     assert_eq!(a.generation, Some(4), "a rollback is a change like any other");
-    assert!(registry.revisions().diff(1, 4).await.unwrap().iter().all(|one| one.name == "a"));
+    for one in registry.revisions().diff(1, 4).await.unwrap() {
+        let spec = |side: &Option<serde_json::Value>| side.as_ref().unwrap()["spec"].clone();
+        assert_eq!(spec(&one.before), spec(&one.after), "only generations have gone on");
+    }
     assert_eq!(registry.revisions().list().await.unwrap()[3].reason.as_deref(), Some("rollback to revision 1"));
-    registry.rollback(0, &author(), false).await.unwrap();
+    registry.rollback(0, None, &author(), false).await.unwrap();
     assert!(ports(&registry.view()).is_empty());
     assert!(matches!(
-        registry.rollback(99, &author(), false).await,
+        registry.rollback(99, None, &author(), false).await,
         Err(RollbackError::Revision(RevisionError::NotFound(99)))
     ));
 }
@@ -149,10 +152,14 @@ async fn registrations_make_no_revision_and_survive() {
         version: "0.1.0".to_owned(),
     };
     let (_, mut changes) = first.subscribe();
-    first.register(&registration).await.unwrap();
+    assert!(first.register(&registration, None).await.unwrap());
     let revision = first.view().revision();
-    first.register(&registration).await.unwrap();
+    let known = first.view().registration(&registration.name).cloned();
+    assert!(first.register(&registration, known.as_deref()).await.unwrap());
     assert_eq!(first.view().revision(), revision, "a renewal writes nothing");
+    let other = Registration { identity: "spiffe://heddle.local/ns/shop/sa/b".to_owned(), ..registration.clone() };
+    assert!(!first.register(&other, None).await.unwrap(), "the name is taken");
+    assert_eq!(first.view().registration(&registration.name).unwrap().identity, registration.identity);
     assert_eq!(first.view().number(), 1);
     let Some(Update::Changed(set)) = changes.next().await else { panic!("no change") };
     assert_eq!((set.number, set.registrations.len()), (None, 1));
@@ -165,7 +172,10 @@ async fn registrations_make_no_revision_and_survive() {
     assert_eq!(workload.metadata.labels["heddle.dev/registered"], "true");
     let gone = Operation::Delete { kind: ObjectKind::Workload, name: registration.name.clone(), expected: None };
     assert!(matches!(again.apply(vec![gone], &author(), false).await, Err(ApplyError::Registered(_))));
-    again.deregister(&registration.name).await.unwrap();
+    let known = Arc::clone(again.view().registration(&registration.name).unwrap());
+    let older = Arc::new(Registration { revision: known.revision - 1, ..(*known).clone() });
+    assert!(!again.deregister(&[older]).await.unwrap(), "it is another by now");
+    assert!(again.deregister(&[known]).await.unwrap());
     assert!(again.view().registration(&registration.name).is_none());
 }
 
@@ -185,7 +195,7 @@ async fn a_subscriber_that_lags_starts_over() {
     let oldest = registry.revisions().list().await.unwrap()[0].revision;
     assert_eq!(oldest, registry.view().number() - 999, "only the newest are kept");
     assert!(matches!(registry.revisions().get(1).await, Err(RevisionError::Gone { requested: 1, .. })));
-    registry.rollback(oldest, &author(), true).await.unwrap();
+    registry.rollback(oldest, None, &author(), true).await.unwrap();
 }
 
 #[tokio::test]
@@ -200,4 +210,97 @@ async fn past_views_are_read_from_the_store() {
         assert_eq!(ports(&view), [("a".to_owned(), u16::try_from(revision).unwrap())]);
     }
     assert!(registry.view_at(99).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_rollback_makes_again_has_its_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = registry(&folder).await;
+    let mut recorded = service("a", 1);
+    recorded.metadata_mut().creation_timestamp = Some("2020-01-01T00:00:00Z".to_owned());
+    recorded.metadata_mut().generation = Some(7);
+    let restore = |registry: Arc<Registry>| {
+        let operations = vec![Operation::Restore(recorded.clone())];
+        async move { registry.apply(operations, &author(), false).await.unwrap().results.remove(0).object }
+    };
+    let made = restore(Arc::clone(&registry)).await;
+    let age = |object: &AnyObject| (object.metadata().creation_timestamp.clone(), object.metadata().generation);
+    assert_eq!(age(&made), (recorded.metadata().creation_timestamp.clone(), Some(8)), "older routes go first");
+
+    // Made anew in the meantime: it is as old as it was.
+    registry.apply(vec![delete("a")], &author(), false).await.unwrap();
+    registry.apply(vec![apply(service("a", 2))], &author(), false).await.unwrap();
+    let back = restore(registry).await;
+    assert_eq!(age(&back), (recorded.metadata().creation_timestamp.clone(), Some(2)));
+}
+
+#[tokio::test]
+async fn a_rollback_undoes_only_what_its_caller_has_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = registry(&folder).await;
+    for port in 1..=3 {
+        registry.apply(vec![apply(service("a", port))], &author(), false).await.unwrap();
+    }
+    let moved = registry.rollback(1, Some(2), &author(), false).await;
+    assert!(matches!(moved, Err(RollbackError::Moved { expected: 2, found: 3 })), "{moved:?}");
+    assert_eq!(ports(&registry.view()), [("a".to_owned(), 3)]);
+    registry.rollback(1, Some(3), &author(), false).await.unwrap();
+    assert_eq!(ports(&registry.view()), [("a".to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn a_mesh_keeps_its_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = registry(&folder).await;
+    let document = json!({
+        "apiVersion": "heddle.dev/v1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": {"egress": "allow"},
+    });
+    let settings = AnyObject::from_value(ObjectKind::MeshConfig, document).unwrap();
+    let name = settings.name();
+    registry.apply(vec![apply(settings)], &author(), false).await.unwrap();
+    let delete = Operation::Delete { kind: ObjectKind::MeshConfig, name: name.clone(), expected: None };
+    let refused = registry.apply(vec![apply(service("a", 1)), delete], &author(), false).await;
+    assert!(matches!(&refused, Err(ApplyError::Invalid(faults)) if faults[0].operation == 1), "{refused:?}");
+    assert!(ports(&registry.view()).is_empty());
+
+    registry.rollback(0, None, &author(), false).await.unwrap();
+    let view = registry.view();
+    let settings = view.get::<heddle_api::resource::MeshConfigSpec>(&name).unwrap();
+    assert_eq!(settings.spec, serde_json::from_value(json!({})).unwrap(), "before the first, they were the defaults");
+}
+
+#[tokio::test]
+async fn registrations_are_found_by_identity_and_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = registry(&folder).await;
+    let registration = |name: &str, account: &str, port: u16| Registration {
+        name: Name::new("shop", name),
+        revision: 0,
+        identity: format!("spiffe://heddle.local/ns/shop/sa/{account}"),
+        address: ([10, 0, 0, 1], port).into(),
+        services: std::collections::BTreeMap::new(),
+        labels: std::collections::BTreeMap::new(),
+        zone: String::new(),
+        version: String::new(),
+    };
+    for (name, account, port) in [("b", "x", 1), ("a", "x", 1), ("c", "x", 2), ("d", "y", 1)] {
+        assert!(registry.register(&registration(name, account, port), None).await.unwrap());
+    }
+    let x = registration("a", "x", 1).identity;
+    let placed = |view: &View, port: u16| -> Vec<String> {
+        view.placed_at(&x, ([10, 0, 0, 1], port).into()).map(|one| one.name.name.to_string()).collect()
+    };
+    let view = registry.view();
+    assert_eq!(
+        (placed(&view, 1), placed(&view, 2), placed(&view, 3)),
+        (vec!["a".into(), "b".into()], vec!["c".into()], vec![])
+    );
+    assert_eq!(view.held_by(&x), 3);
+    // One moves, one goes.
+    let known = Arc::clone(view.registration(&Name::new("shop", "a")).unwrap());
+    assert!(registry.register(&registration("a", "x", 2), Some(&*known)).await.unwrap());
+    assert!(registry.deregister(&[Arc::clone(view.registration(&Name::new("shop", "b")).unwrap())]).await.unwrap());
+    let view = registry.view();
+    assert_eq!((placed(&view, 1), placed(&view, 2)), (Vec::<String>::new(), vec!["a".into(), "c".into()]));
+    assert_eq!(view.held_by(&x), 2);
 }

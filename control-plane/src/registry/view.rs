@@ -1,6 +1,6 @@
 //! Everything as of one revision, immutable and cheap to keep.
 
-use std::{ops::Bound, sync::Arc};
+use std::{net::SocketAddr, ops::Bound, sync::Arc};
 
 use heddle_api::resource::{AnyObject, Kind, Name, Object, ObjectKind};
 use rpds::RedBlackTreeMapSync;
@@ -23,6 +23,10 @@ pub struct View {
     head: (u64, Revision),
     objects: RedBlackTreeMapSync<(ObjectKind, Name), AnyObject>,
     registered: RedBlackTreeMapSync<Name, Arc<Registration>>,
+    /// Registrations by identity and address.
+    placed: RedBlackTreeMapSync<(Arc<str>, SocketAddr, Name), ()>,
+    /// How many registrations an identity has.
+    held: RedBlackTreeMapSync<Arc<str>, usize>,
 }
 
 impl View {
@@ -45,7 +49,7 @@ impl View {
                         }
                         Subject::Registration(name) => {
                             let registration = codec::decode_registration(&name, entry)?;
-                            view.registered.insert_mut(name, Arc::new(registration));
+                            view.put_registration(name, Arc::new(registration));
                         }
                         Subject::Head => view.head = (codec::decode_number(entry)?, entry.mod_revision),
                         Subject::Other => {}
@@ -95,11 +99,11 @@ impl View {
                 let after = match &event.after {
                     Some(entry) => {
                         let registration = Arc::new(codec::decode_registration(&name, entry)?);
-                        self.registered.insert_mut(name.clone(), Arc::clone(&registration));
+                        self.put_registration(name.clone(), Arc::clone(&registration));
                         Some(registration)
                     }
                     None => {
-                        self.registered.remove_mut(&name);
+                        self.remove_registration(&name);
                         None
                     }
                 };
@@ -114,6 +118,43 @@ impl View {
             Subject::Other => {}
         }
         Ok(())
+    }
+
+    fn put_registration(&mut self, name: Name, registration: Arc<Registration>) {
+        self.remove_registration(&name);
+        let identity: Arc<str> = registration.identity.as_str().into();
+        self.placed.insert_mut((Arc::clone(&identity), registration.address, name.clone()), ());
+        let held = self.held_by(&identity) + 1;
+        self.held.insert_mut(identity, held);
+        self.registered.insert_mut(name, registration);
+    }
+
+    fn remove_registration(&mut self, name: &Name) {
+        let Some(registration) = self.registered.get(name).cloned() else { return };
+        self.registered.remove_mut(name);
+        let identity: Arc<str> = registration.identity.as_str().into();
+        self.placed.remove_mut(&(Arc::clone(&identity), registration.address, name.clone()));
+        match self.held_by(&identity) {
+            0 | 1 => {
+                self.held.remove_mut(&identity);
+            }
+            held => self.held.insert_mut(identity, held - 1),
+        }
+    }
+
+    /// How many registrations an identity has.
+    pub fn held_by(&self, identity: &str) -> usize {
+        self.held.get(identity).copied().unwrap_or_default()
+    }
+
+    /// Registrations of an identity at an address.
+    pub fn placed_at(&self, identity: &str, address: SocketAddr) -> impl Iterator<Item = &Arc<Registration>> {
+        let start = (Arc::<str>::from(identity), address, Name::new("", ""));
+        let identity = Arc::clone(&start.0);
+        self.placed
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take_while(move |((of, at, _), ())| *of == identity && *at == address)
+            .filter_map(|((_, _, name), ())| self.registered.get(name))
     }
 
     /// The store's revision that this is as of.

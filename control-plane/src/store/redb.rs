@@ -1,5 +1,6 @@
 //! The embedded backend: one redb file, one writing thread, every acknowledged commit on disk.
 
+mod file;
 mod format;
 mod writer;
 
@@ -13,6 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture, stream};
@@ -20,6 +22,7 @@ use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase as _};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
+    file::{File as StoreFile, Opener},
     format::{FORMAT, LOG, META, META_COMPACTED, META_FORMAT, META_REVISION, VERSIONS},
     writer::Request,
 };
@@ -29,6 +32,8 @@ use super::{
 
 /// Longest key, bytes.
 const MAX_KEY: usize = 1024;
+/// How long a read waits for a file that is being opened again.
+const REOPENED: Duration = Duration::from_secs(2);
 /// Batches that a watch that lags reads from disk at once.
 const WATCH_CHUNK: u64 = 256;
 
@@ -39,27 +44,39 @@ pub struct RedbOptions {
     pub cache_bytes: usize,
     /// Revisions of history that are kept at least; older ones are compacted away now and then.
     pub keep_revisions: u64,
+    /// How long the file is opened again and again after a write failed; then the store shuts.
+    pub give_up_after: Duration,
 }
 
 impl Default for RedbOptions {
     fn default() -> Self {
-        Self { cache_bytes: 24 << 20, keep_revisions: 10_000 }
+        Self { cache_bytes: 24 << 20, keep_revisions: 10_000, give_up_after: Duration::from_secs(600) }
     }
 }
 
 /// A store in one redb file.
 pub struct RedbStore {
     path: PathBuf,
-    database: Arc<Database>,
     shared: Arc<Shared>,
     // Both absent only while dropping.
     requests: Option<mpsc::Sender<Request>>,
     writer: Option<JoinHandle<()>>,
 }
 
+/// How writing to the file goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteHealth {
+    /// Whether the last write was possible.
+    pub writable: bool,
+    /// Writes that failed since the start.
+    pub failures: u64,
+}
+
 /// What the writing thread tells readers.
 #[derive(Debug)]
 struct Shared {
+    file: StoreFile,
+    health: watch::Sender<WriteHealth>,
     head: watch::Sender<Revision>,
     recent: Recent,
     /// The oldest revision that can be read.
@@ -70,6 +87,13 @@ struct Shared {
 impl Shared {
     fn compacted(&self) -> Revision {
         self.compacted.load(Ordering::Acquire)
+    }
+
+    /// Lets the file go, and ends all watches.
+    fn close(&self) {
+        self.file.close();
+        self.closed.store(true, Ordering::Release);
+        self.head.send_modify(|_| {});
     }
 
     fn set_compacted(&self, revision: Revision) {
@@ -129,35 +153,51 @@ impl RedbStore {
     pub fn open(path: &Path, options: &RedbOptions) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let refused = |error: WriteError| OpenError::Database { path: path.to_owned(), source: error.0 };
-        let file = open_private(path).map_err(io)?;
-        let database =
-            Builder::new().set_cache_size(options.cache_bytes).create_file(file).map_err(|e| refused(e.into()))?;
-        Self::start(path, database, options)
+        open_private(path).map_err(io)?;
+        let (file, cache_bytes) = (path.to_owned(), options.cache_bytes);
+        let opener = move || -> Result<Database, redb::Error> {
+            let file = open_private(&file).map_err(redb::Error::Io)?;
+            Ok(Builder::new().set_cache_size(cache_bytes).create_file(file)?)
+        };
+        let database = opener().map_err(|error| refused(error.into()))?;
+        Self::start(path, database, Box::new(opener), options)
     }
 
-    pub(super) fn start(path: &Path, database: Database, options: &RedbOptions) -> Result<Self, OpenError> {
+    /// Begins with a database; `opener` opens it anew after it failed.
+    pub(super) fn start(
+        path: &Path,
+        database: Database,
+        opener: Opener,
+        options: &RedbOptions,
+    ) -> Result<Self, OpenError> {
         let (format, revision, compacted) =
             prepare(&database).map_err(|error| OpenError::Database { path: path.to_owned(), source: error.0 })?;
         if format != FORMAT {
             return Err(OpenError::Format { path: path.to_owned(), found: format });
         }
-        let database = Arc::new(database);
         let shared = Arc::new(Shared {
+            file: StoreFile::new(database),
+            health: watch::Sender::new(WriteHealth { writable: true, failures: 0 }),
             head: watch::Sender::new(revision),
             recent: Recent::default(),
             compacted: AtomicU64::new(compacted),
             closed: AtomicBool::new(false),
         });
         let (requests, received) = mpsc::channel(1024);
-        let keep = options.keep_revisions.max(1);
+        let (keep, give_up_after) = (options.keep_revisions.max(1), options.give_up_after);
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn({
-                let (database, shared) = (Arc::clone(&database), Arc::clone(&shared));
-                move || writer::run(&database, &shared, keep, received)
+                let shared = Arc::clone(&shared);
+                move || writer::Writer::new(shared, opener, keep, give_up_after).run(received)
             })
             .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), database, shared, requests: Some(requests), writer: Some(writer) })
+        Ok(Self { path: path.to_owned(), shared, requests: Some(requests), writer: Some(writer) })
+    }
+
+    /// How writing goes, for readiness and metrics.
+    pub fn write_health(&self) -> watch::Receiver<WriteHealth> {
+        self.shared.health.subscribe()
     }
 
     /// Runs a read off the async threads, on one snapshot of the file.
@@ -166,7 +206,8 @@ impl RedbStore {
         at: Option<Revision>,
         read: impl FnOnce(&ReadTable, Revision) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let database = Arc::clone(&self.database);
+        let database = tokio::time::timeout(REOPENED, self.shared.file.opened());
+        let database = database.await.map_err(|_| StoreError::backend(file::Reopening))?.ok_or(StoreError::Closed)?;
         let work = move || {
             let (versions, newest, oldest) = snapshot(&database)?;
             match at.unwrap_or(newest) {
@@ -197,8 +238,7 @@ impl Drop for RedbStore {
             // It panicked: whoever waited for it was told by the channel.
             let _ = writer.join();
         }
-        self.shared.closed.store(true, Ordering::Release);
-        self.shared.head.send_modify(|_| {});
+        self.shared.close();
     }
 }
 
@@ -283,7 +323,6 @@ impl Store for RedbStore {
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {
         let watch = Watching {
-            database: Arc::downgrade(&self.database),
             shared: Arc::clone(&self.shared),
             head: self.shared.head.subscribe(),
             prefix: prefix.to_owned(),
@@ -327,8 +366,6 @@ fn check(transaction: &Transaction) -> Result<(), StoreError> {
 
 /// A watch: follows the head, from memory while it keeps up, else from disk.
 struct Watching {
-    // Weak, so that a forgotten watch does not keep the file open and locked.
-    database: std::sync::Weak<Database>,
     shared: Arc<Shared>,
     head: watch::Receiver<Revision>,
     prefix: String,
@@ -372,7 +409,8 @@ impl Watching {
         if let Some(batches) = self.shared.recent.since(from, WATCH_CHUNK as usize) {
             return Ok(batches);
         }
-        let database = self.database.upgrade().ok_or(StoreError::Closed)?;
+        // However long it takes: who follows must not miss anything.
+        let database = self.shared.file.opened().await.ok_or(StoreError::Closed)?;
         let to = newest.min(from + WATCH_CHUNK - 1);
         let work = move || read_log(&database, from, to);
         let batches = tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Closed))?;

@@ -14,7 +14,8 @@ fn open(folder: &Path) -> RedbStore {
 }
 
 fn open_keeping(folder: &Path, keep_revisions: u64) -> RedbStore {
-    RedbStore::open(&folder.join("store.redb"), &RedbOptions { cache_bytes: 1 << 20, keep_revisions }).unwrap()
+    let options = RedbOptions { cache_bytes: 1 << 20, keep_revisions, ..RedbOptions::default() };
+    RedbStore::open(&folder.join("store.redb"), &options).unwrap()
 }
 
 fn put(key: &str, value: &str) -> Transaction {

@@ -64,7 +64,7 @@ async fn what_proxies_made_of_an_object_is_known() {
     let world = World::start().await;
     world.apply(&format!("{ORDERS}\n---\n{PAYMENTS}")).await;
     let svid = world.join("orders").await;
-    let status = |kind, name: &str| world.app.hub().object_status(kind, &Name::new("shop", name), 7);
+    let status = |kind, name: &str| world.app.hub().object_status(kind, &Name::new("shop", name), 7, 0);
     let counts = |name: &str| {
         let status = status(ObjectKind::Service, name);
         (status.applied, status.pending, status.rejected.len())
@@ -136,7 +136,8 @@ async fn nothing_is_sent_again_after_the_stream_or_the_control_plane_broke() {
         })
         .await;
         assert!(ads.is_quiet().await, "after a restart: {restart}");
-        let services = || world.app.hub().object_status(ObjectKind::Service, &Name::new("shop", "payments"), 1).applied;
+        let services =
+            || world.app.hub().object_status(ObjectKind::Service, &Name::new("shop", "payments"), 1, 0).applied;
         assert_eq!(services(), 1);
     }
 }

@@ -38,7 +38,7 @@ impl Server {
             zone: String::new(),
             version: String::new(),
         };
-        self.state.registry.register(&registration).await.unwrap();
+        assert!(self.state.registry.register(&registration, None).await.unwrap());
     }
 }
 
@@ -214,7 +214,9 @@ async fn watches_of_workloads_show_registrations() {
     assert_eq!(watch.next().await.unwrap().0, "BOOKMARK");
     server.register("b-1").await;
     watch.expect("ADDED", "b-1").await;
-    server.state.registry.deregister(&heddle_api::resource::Name::new("shop", "a-1")).await.unwrap();
+    let name = heddle_api::resource::Name::new("shop", "a-1");
+    let known = server.state.registry.view().registration(&name).cloned().unwrap();
+    assert!(server.state.registry.deregister(&[known]).await.unwrap());
     watch.expect("DELETED", "a-1").await;
 }
 

@@ -177,6 +177,9 @@ async fn transactions_do_all_or_nothing() {
     ])).await.expect(200).json();
     let actions: Vec<_> = answer["results"].as_array().unwrap().iter().map(|result| result["action"].clone()).collect();
     assert_eq!(actions, ["updated", "unchanged", "created"]);
+    let settings = json!({ "delete": { "kind": "MeshConfig", "name": "mesh" } });
+    let kept = transact(json!([gone("HTTPRoute", "r"), settings])).await.expect(422);
+    assert_eq!(kept.faults(), ["operations[1].delete.kind"]);
     let answer =
         transact(json!([gone("HTTPRoute", "r"), gone("Service", "orders"), gone("Service", "y")])).await.expect(200);
     assert_eq!(answer.json()["results"][1]["object"]["metadata"]["name"], "orders");
@@ -204,7 +207,9 @@ async fn revisions_can_be_seen_compared_and_restored() {
     let dry = server.call(Method::POST, "/v1/rollback?dryRun=true", &json!({ "revision": 1 })).await.expect(200).json();
     assert_eq!(dry["results"].as_array().unwrap().len(), 2);
     server.get(ORDERS).await.expect(404);
-    let done = server.call(Method::POST, "/v1/rollback", &json!({ "revision": 1 })).await.expect(200).json();
+    server.call(Method::POST, "/v1/rollback", &json!({ "revision": 1, "ifRevision": 2 })).await.expect(412);
+    let done =
+        server.call(Method::POST, "/v1/rollback", &json!({ "revision": 1, "ifRevision": 3 })).await.expect(200).json();
     assert_eq!(done["revision"], 4);
     server.get(ORDERS).await.expect(200);
     server.get("/v1/namespaces/shop/services/payments").await.expect(404);

@@ -29,7 +29,15 @@ pub struct ProxyReport {
 }
 
 impl Inner {
-    pub(super) fn object_status(&mut self, kind: ObjectKind, name: &Name, generation: u64) -> ObjectStatus {
+    pub(super) fn object_status(
+        &mut self,
+        kind: ObjectKind,
+        name: &Name,
+        generation: u64,
+        revision: u64,
+    ) -> ObjectStatus {
+        // Applied is then what was there before.
+        let is_told = self.catalog.revision >= revision;
         let mut keys = Vec::new();
         match kind {
             ObjectKind::Service => {
@@ -60,9 +68,11 @@ impl Inner {
                 }
             }
         }
-        let mut status = ObjectStatus { observed_generation: generation, ..ObjectStatus::default() };
+        let observed_generation = if is_told { generation } else { generation.saturating_sub(1) };
+        let mut status = ObjectStatus { observed_generation, ..ObjectStatus::default() };
         for (id, standing) in worst {
             match standing {
+                _ if !is_told => status.pending += 1,
                 Standing::Applied => status.applied += 1,
                 Standing::Pending => status.pending += 1,
                 Standing::Rejected(reason) => {

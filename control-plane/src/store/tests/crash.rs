@@ -126,11 +126,18 @@ struct Image {
     seen: Vec<u8>,
     synced: Vec<u8>,
     pending: Vec<(usize, Vec<u8>)>,
+    /// Nothing can be written now.
+    is_full: bool,
 }
 
 impl Disk {
     fn image(&self) -> std::sync::MutexGuard<'_, Image> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writable(&self) -> io::Result<std::sync::MutexGuard<'_, Image>> {
+        let image = self.image();
+        if image.is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(image) }
     }
 
     /// What is left after the power went.
@@ -166,20 +173,20 @@ impl redb_crate::StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut image = self.image();
+        let mut image = self.writable()?;
         image.seen.resize(usize::try_from(len).unwrap(), 0);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut image = self.image();
+        let mut image = self.writable()?;
         image.synced = image.seen.clone();
         image.pending.clear();
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut image = self.image();
+        let mut image = self.writable()?;
         let at = usize::try_from(offset).unwrap();
         image.seen[at..at + data.len()].copy_from_slice(data);
         image.pending.push((at, data.to_vec()));
@@ -235,7 +242,56 @@ async fn a_power_cut_loses_nothing() {
 }
 
 fn open_disk(disk: &Disk) -> RedbStore {
-    let database = redb_crate::Builder::new().create_with_backend(disk.clone()).unwrap();
-    let options = RedbOptions { cache_bytes: 1 << 20, keep_revisions: 500 };
-    RedbStore::start(Path::new("disk"), database, &options).unwrap()
+    open_disk_for(disk, Duration::from_secs(600))
+}
+
+fn open_disk_for(disk: &Disk, give_up_after: Duration) -> RedbStore {
+    let disk = disk.clone();
+    let opener = move || Ok(redb_crate::Builder::new().create_with_backend(disk.clone())?);
+    let options = RedbOptions { cache_bytes: 1 << 20, keep_revisions: 500, give_up_after };
+    RedbStore::start(Path::new("disk"), opener().unwrap(), Box::new(opener), &options).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_was_full_is_written_again() {
+    let disk = Disk::default();
+    let store = open_disk(&disk);
+    store.commit(put("/a", "1")).await.unwrap();
+    let mut watch = store.watch("/", 1);
+    let mut health = store.write_health();
+    assert!(health.borrow_and_update().writable);
+    disk.image().is_full = true;
+    store.commit(put("/a", "2")).await.unwrap_err();
+    let health_is = async |health: &mut tokio::sync::watch::Receiver<WriteHealth>, writable| {
+        let wait = health.wait_for(|health| health.writable == writable);
+        tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap().unwrap().failures
+    };
+    assert_eq!(health_is(&mut health, false).await, 1);
+    store.commit(put("/b", "1")).await.unwrap_err();
+    disk.image().is_full = false;
+    health_is(&mut health, true).await;
+
+    store.commit(put("/a", "3")).await.unwrap();
+    assert_eq!(value(&store, "/a", None).await.as_deref(), Some("3"));
+    // Who watches misses nothing of what is in the store, also what was answered by an error.
+    let mut seen = Vec::new();
+    while seen.last() != Some(&store.revision()) {
+        let batch = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.unwrap().unwrap().unwrap();
+        seen.push(batch.revision);
+    }
+    assert_eq!(seen, (1..=store.revision()).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_stays_full_ends_the_store() {
+    let disk = Disk::default();
+    let store = open_disk_for(&disk, Duration::from_millis(50));
+    store.commit(put("/a", "1")).await.unwrap();
+    let mut watch = store.watch("/", 2);
+    disk.image().is_full = true;
+    store.commit(put("/a", "2")).await.unwrap_err();
+    let end = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.unwrap();
+    assert!(end.is_none(), "{end:?}");
+    assert!(matches!(store.commit(put("/a", "3")).await, Err(StoreError::Closed)));
+    assert!(matches!(store.read("/a", None).await, Err(StoreError::Closed)));
 }
