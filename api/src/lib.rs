@@ -3,6 +3,7 @@
 //! ([`resource`]).
 
 pub mod document;
+pub mod limits;
 pub mod problem;
 pub mod proto;
 pub mod resource;

@@ -42,6 +42,12 @@ impl Bucket {
         some
     }
 
+    /// Takes tokens on credit: until they are paid back, there is none.
+    pub(crate) fn charge(&mut self, tokens: f64, now: Instant) {
+        self.fill(now);
+        self.tokens -= tokens;
+    }
+
     /// When there will be a token; not later than `now` if there is one.
     pub(crate) fn ready_at(&self, now: Instant) -> Instant {
         let mut later = *self;

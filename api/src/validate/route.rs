@@ -6,9 +6,12 @@ use super::{
     http::{Allowed, check_path, filters, header_matches, method, methods, query_matches},
     policy::{at_most, positive, statuses},
 };
-use crate::resource::{
-    BackendRef, GrpcMethodMatch, GrpcRouteSpec, HttpRouteFilterType, HttpRouteRule, HttpRouteSpec, MatchType,
-    ParentRef, PathMatchType, RouteRetry, RouteTimeouts, TcpRouteSpec,
+use crate::{
+    limits::{MAX_ROUTE_MATCHES, MAX_ROUTE_REGEXES, MAX_ROUTE_RULES},
+    resource::{
+        BackendRef, GrpcMethodMatch, GrpcRouteMatch, GrpcRouteSpec, HeaderMatch, HttpRouteFilterType, HttpRouteMatch,
+        HttpRouteRule, HttpRouteSpec, MatchType, ParentRef, PathMatchType, RouteRetry, RouteTimeouts, TcpRouteSpec,
+    },
 };
 
 pub(super) fn check_http(spec: &HttpRouteSpec, path: &Path<'_>, faults: &mut Faults) {
@@ -19,7 +22,55 @@ pub(super) fn check_http(spec: &HttpRouteSpec, path: &Path<'_>, faults: &mut Fau
     for (index, rule) in spec.rules.iter().enumerate() {
         http_rule(rule, &rules.index(index), faults);
     }
-    duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
+    let of_match = |wanted: &HttpRouteMatch| {
+        let path = wanted.path.as_ref().is_some_and(|path| path.r#type == PathMatchType::RegularExpression);
+        let query = wanted.query_params.iter().filter(|param| param.r#type == MatchType::RegularExpression);
+        usize::from(path) + query.count() + header_regexes(&wanted.headers)
+    };
+    let counts = spec.rules.iter().map(|rule| (rule.matches.len(), rule.matches.iter().map(of_match).sum()));
+    if within_limits(counts, spec.hostnames.len(), &rules, faults) {
+        duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
+    }
+}
+
+fn header_regexes(headers: &[HeaderMatch]) -> usize {
+    headers.iter().filter(|header| header.r#type == MatchType::RegularExpression).count()
+}
+
+/// Checks how much a route comes to, from the matches of its rules and their regular expressions.
+fn within_limits(
+    rules: impl Iterator<Item = (usize, usize)>,
+    hostnames: usize,
+    path: &Path<'_>,
+    faults: &mut Faults,
+) -> bool {
+    let (mut matches, mut regexes) = (0, 0);
+    for (of_rule, expressions) in rules {
+        // A rule without matches matches everything.
+        matches += of_rule.max(1);
+        regexes += expressions;
+    }
+    let flat = matches * hostnames.max(1);
+    let mut within = true;
+    let mut check = |holds: bool, message: String| {
+        if !holds {
+            faults.add(path, message);
+            within = false;
+        }
+    };
+    check(
+        matches <= MAX_ROUTE_MATCHES,
+        format!("have {matches} matches; a route has at most {MAX_ROUTE_MATCHES}, so make several of it"),
+    );
+    check(
+        flat <= MAX_ROUTE_RULES,
+        format!("have {matches} matches for {hostnames} host names, which makes {flat}; at most {MAX_ROUTE_RULES}"),
+    );
+    check(
+        regexes <= MAX_ROUTE_REGEXES,
+        format!("have {regexes} regular expressions; a route has at most {MAX_ROUTE_REGEXES}"),
+    );
+    within
 }
 
 fn http_rule(rule: &HttpRouteRule, path: &Path<'_>, faults: &mut Faults) {
@@ -79,7 +130,14 @@ pub(super) fn check_grpc(spec: &GrpcRouteSpec, path: &Path<'_>, faults: &mut Fau
         timeouts(rule.timeouts.as_ref(), &entry.field("timeouts"), faults);
         retry(rule.retry.as_ref(), rule.timeouts.as_ref(), &entry.field("retry"), faults);
     }
-    duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
+    let of_match = |wanted: &GrpcRouteMatch| {
+        let method = wanted.method.as_ref().is_some_and(|method| method.r#type == MatchType::RegularExpression);
+        usize::from(method) + header_regexes(&wanted.headers)
+    };
+    let counts = spec.rules.iter().map(|rule| (rule.matches.len(), rule.matches.iter().map(of_match).sum()));
+    if within_limits(counts, spec.hostnames.len(), &rules, faults) {
+        duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
+    }
 }
 
 fn grpc_method(wanted: &GrpcMethodMatch, path: &Path<'_>, faults: &mut Faults) {
@@ -91,6 +149,14 @@ fn grpc_method(wanted: &GrpcMethodMatch, path: &Path<'_>, faults: &mut Faults) {
             && !text.starts_with(|first: char| first.is_ascii_digit())
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
+    if wanted.r#type == MatchType::RegularExpression
+        && let (Some(service), Some(method)) = (&wanted.service, &wanted.method)
+        && common::regex(service).is_ok()
+        && common::regex(method).is_ok()
+    {
+        // Proxies match both at once.
+        faults.check(path, common::regex(&format!("/(?:{service})/(?:{method})")));
+    }
     let parts = [("service", &wanted.service, true), ("method", &wanted.method, false)];
     for (field, text, dotted) in parts {
         let Some(text) = text else { continue };

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use heddle_api::resource::{MESH_CONFIG_NAME, Name};
+use heddle_api::{
+    limits::MAX_RESOURCE,
+    resource::{MESH_CONFIG_NAME, Name},
+};
 use heddle_certs::{SpiffeId, TrustBundle};
 
 use crate::{
@@ -77,6 +80,12 @@ impl Catalog {
             return compiled.clone();
         }
         let compiled = compile::compile(&self.mesh, &self.bundle, kind, name);
+        if let Some(compiled) = &compiled
+            && compiled.body.len() > MAX_RESOURCE
+        {
+            let size = compiled.body.len();
+            tracing::error!(kind = kind.label(), %name, size, most = MAX_RESOURCE, "a resource is too large for proxies");
+        }
         // What nobody watches would never be thrown away.
         if self.watchers.contains_key(&key) {
             self.compiled.insert(key, compiled.clone());

@@ -34,6 +34,10 @@ use crate::{
     metrics::Metrics,
 };
 
+/// Names that all streams of one identity may subscribe to, together.
+const MAX_NAMES_PER_IDENTITY: usize = 512 * 1024;
+/// Names of a message taken in at once, so that the lock goes to others in between.
+const NAMES_AT_ONCE: usize = 256;
 /// Streams of one identity at once: its instances, and some that are being replaced.
 const MAX_STREAMS_PER_IDENTITY: usize = 10_000;
 
@@ -44,8 +48,6 @@ pub struct Hub(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     inner: Mutex<Inner>,
-    /// Grows with every acknowledgement and every end of a stream.
-    answers: watch::Sender<u64>,
     /// Revision of the store that the mesh is at.
     revision: watch::Sender<u64>,
     metrics: Metrics,
@@ -56,8 +58,18 @@ struct Inner {
     catalog: Catalog,
     streams: BTreeMap<StreamId, Stream>,
     by_proxy: HashMap<(SpiffeId, String), StreamId>,
-    by_identity: HashMap<SpiffeId, usize>,
+    by_identity: HashMap<SpiffeId, Share>,
+    /// Who waits for the endpoints of a service to be settled.
+    settling: HashMap<Arc<str>, Vec<(u64, Arc<Notify>)>>,
     last_id: StreamId,
+    last_waiting: u64,
+}
+
+/// What the streams of one identity come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    streams: usize,
+    names: usize,
 }
 
 #[derive(Debug)]
@@ -104,14 +116,11 @@ impl Hub {
             streams: BTreeMap::new(),
             by_proxy: HashMap::new(),
             by_identity: HashMap::new(),
+            settling: HashMap::new(),
             last_id: 0,
+            last_waiting: 0,
         };
-        Self(Arc::new(Shared {
-            inner: Mutex::new(inner),
-            answers: watch::Sender::new(0),
-            revision: watch::Sender::new(0),
-            metrics,
-        }))
+        Self(Arc::new(Shared { inner: Mutex::new(inner), revision: watch::Sender::new(0), metrics }))
     }
 
     /// Changes the mesh and wakes those whom it concerns. All of one transaction goes in one call, so
@@ -165,15 +174,14 @@ impl Hub {
     /// Waits until every stream that holds the endpoints of these services has acknowledged them as
     /// they are now, or until `deadline`. Says whether all have.
     pub async fn endpoints_settled(&self, services: &[Name], deadline: Instant) -> bool {
-        let mut answers = self.0.answers.subscribe();
+        let waiting = Waiting::new(self, services);
         loop {
-            answers.mark_unchanged();
             if self.lock().is_settled(services) {
                 return true;
             }
-            match tokio::time::timeout_at(deadline, answers.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return false,
+            // What was answered since is kept for it.
+            if tokio::time::timeout_at(deadline, waiting.wake.notified()).await.is_err() {
+                return false;
             }
         }
     }
@@ -207,7 +215,7 @@ impl Hub {
                 proxy.identity
             )));
         }
-        let of_identity = inner.by_identity.get(&proxy.identity).copied().unwrap_or_default();
+        let of_identity = inner.by_identity.get(&proxy.identity).copied().unwrap_or_default().streams;
         if of_identity >= MAX_STREAMS_PER_IDENTITY {
             return Err(Status::resource_exhausted(format!("{} has {of_identity} streams already", proxy.identity)));
         }
@@ -219,7 +227,7 @@ impl Hub {
         {
             stream.replaced.cancel();
         }
-        *inner.by_identity.entry(proxy.identity.clone()).or_default() += 1;
+        inner.by_identity.entry(proxy.identity.clone()).or_default().streams += 1;
         let (wake, replaced) = (Arc::new(Notify::new()), CancellationToken::new());
         let session = Session::new(id, viewer);
         inner.streams.insert(id, Stream { session, proxy, wake: Arc::clone(&wake), replaced: replaced.clone() });
@@ -231,15 +239,67 @@ impl Hub {
         // Every change of the state is complete at each point where code of others could panic.
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn answered(&self) {
-        self.0.answers.send_modify(|count| *count = count.wrapping_add(1));
+/// Wakes when endpoints of some services are answered, as long as it lives.
+struct Waiting<'a> {
+    hub: &'a Hub,
+    id: u64,
+    services: Vec<Arc<str>>,
+    wake: Arc<Notify>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(hub: &'a Hub, services: &[Name]) -> Self {
+        let services: Vec<Arc<str>> = services.iter().map(|service| service.to_string().into()).collect();
+        let wake = Arc::new(Notify::new());
+        let mut inner = hub.lock();
+        inner.last_waiting += 1;
+        let id = inner.last_waiting;
+        for service in &services {
+            inner.settling.entry(Arc::clone(service)).or_default().push((id, Arc::clone(&wake)));
+        }
+        Self { hub, id, services, wake }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        for service in &self.services {
+            if let Some(waiting) = inner.settling.get_mut(service) {
+                waiting.retain(|(id, _)| *id != self.id);
+                if waiting.is_empty() {
+                    inner.settling.remove(service);
+                }
+            }
+        }
     }
 }
 
 impl Handle {
-    /// Takes in a message.
-    pub(super) fn handle(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    /// Takes in a message, in slices: one with many names must not keep others from the mesh.
+    pub(super) async fn handle(&self, mut request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        let mut subscribe = std::mem::take(&mut request.resource_names_subscribe).into_iter();
+        let mut unsubscribe = std::mem::take(&mut request.resource_names_unsubscribe).into_iter();
+        let type_url = request.type_url.clone();
+        let mut slice = request;
+        loop {
+            slice.resource_names_unsubscribe = unsubscribe.by_ref().take(NAMES_AT_ONCE).collect();
+            // In the order in which one message is read: what it leaves goes first.
+            if unsubscribe.len() == 0 {
+                slice.resource_names_subscribe = subscribe.by_ref().take(NAMES_AT_ONCE).collect();
+            }
+            self.handle_slice(slice)?;
+            if unsubscribe.len() == 0 && subscribe.len() == 0 {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+            slice = DeltaDiscoveryRequest { type_url: type_url.clone(), ..DeltaDiscoveryRequest::default() };
+        }
+    }
+
+    fn handle_slice(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let Some(kind) = ResourceKind::from_type_url(&request.type_url) else {
             return Err(Status::invalid_argument(format!("unknown type_url {:?}", clip(&request.type_url))));
         };
@@ -247,11 +307,18 @@ impl Handle {
             return Err(Status::invalid_argument("there is no wildcard subscription; subscribe to names"));
         }
         let mut inner = self.hub.lock();
-        let Inner { catalog, streams, .. } = &mut *inner;
+        let Inner { catalog, streams, by_identity, .. } = &mut *inner;
         let Some(stream) = streams.get_mut(&self.id) else {
             return Ok(());
         };
-        let handled = stream.session.handle(catalog, kind, request);
+        let share = by_identity.entry(stream.proxy.identity.clone()).or_default();
+        let others = share.names - stream.session.names();
+        let room = MAX_NAMES_PER_IDENTITY.saturating_sub(share.names);
+        let handled = stream.session.handle(catalog, kind, request, room);
+        share.names = others + stream.session.names();
+        if kind == ResourceKind::Endpoints {
+            inner.settle(&handled.settled);
+        }
         drop(inner);
         let metrics = &self.hub.0.metrics;
         if handled.acknowledged {
@@ -261,32 +328,31 @@ impl Handle {
             metrics.answers.with_label_values(&[kind.label(), "nack"]).inc();
         }
         metrics.refused_subscriptions.inc_by(handled.refused_names as u64);
-        if handled.acknowledged || handled.rejected {
-            self.hub.answered();
-        }
         Ok(())
     }
 
     /// The next response, if there is anything to say.
-    pub(super) fn next(&self) -> Option<DeltaDiscoveryResponse> {
+    pub(super) async fn next(&self) -> Option<DeltaDiscoveryResponse> {
         loop {
-            let mut inner = self.hub.lock();
-            let Inner { catalog, streams, .. } = &mut *inner;
-            let stream = streams.get_mut(&self.id)?;
             let started = Instant::now();
-            let next = stream.session.next(catalog);
-            match next {
+            match self.look()? {
                 Next::Response(kind, response) => {
                     let metrics = &self.hub.0.metrics;
                     metrics.compile_seconds.observe(started.elapsed().as_secs_f64());
                     metrics.pushes.with_label_values(&[kind.label()]).inc();
                     return Some(response);
                 }
-                // The lock goes to others in between.
-                Next::Again => {}
+                // The lock goes to others in between, and so does the thread.
+                Next::Again => tokio::task::yield_now().await,
                 Next::Idle => return None,
             }
         }
+    }
+
+    fn look(&self) -> Option<Next> {
+        let mut inner = self.hub.lock();
+        let Inner { catalog, streams, .. } = &mut *inner;
+        Some(streams.get_mut(&self.id)?.session.next(catalog))
     }
 }
 
@@ -299,21 +365,29 @@ impl Drop for Handle {
             if by_proxy.get(&key) == Some(&self.id) {
                 by_proxy.remove(&key);
             }
-            if let Some(count) = by_identity.get_mut(&key.0) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(share) = by_identity.get_mut(&key.0) {
+                share.streams -= 1;
+                share.names -= stream.session.names();
+                if share.streams == 0 {
                     by_identity.remove(&key.0);
                 }
             }
+            let held: Vec<_> = stream.session.held(ResourceKind::Endpoints).cloned().collect();
             stream.session.close(catalog);
+            inner.settle(&held);
         }
-        self.hub.0.metrics.connected_proxies.set(streams.len() as i64);
-        drop(inner);
-        self.hub.answered();
+        self.hub.0.metrics.connected_proxies.set(inner.streams.len() as i64);
     }
 }
 
 impl Inner {
+    /// Wakes who waits for the endpoints of these services.
+    fn settle(&self, services: &[Arc<str>]) {
+        for (_, wake) in services.iter().filter_map(|service| self.settling.get(service)).flatten() {
+            wake.notify_one();
+        }
+    }
+
     fn wake(&mut self, touched: &[(StreamId, Touched)]) {
         for (id, touched) in touched {
             if let Some(stream) = self.streams.get_mut(id) {

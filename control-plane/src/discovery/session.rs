@@ -33,11 +33,13 @@ pub(super) struct Session {
 }
 
 /// What happened with a request, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Handled {
     pub(super) acknowledged: bool,
     pub(super) rejected: bool,
     pub(super) refused_names: usize,
+    /// Resources that were answered or are no longer subscribed to.
+    pub(super) settled: Vec<Arc<str>>,
 }
 
 /// What a stream should do next.
@@ -65,15 +67,21 @@ impl Session {
         Self { id, viewer, nonces: 0, kinds }
     }
 
-    /// Takes in a message of the proxy.
+    /// Names subscribed to, of all kinds.
+    pub(super) fn names(&self) -> usize {
+        self.kinds.values().map(|kind| kind.names.len()).sum()
+    }
+
+    /// Takes in a message of the proxy. At most `room` names more are subscribed to.
     pub(super) fn handle(
         &mut self,
         catalog: &mut Catalog,
         kind: ResourceKind,
         request: DeltaDiscoveryRequest,
+        room: usize,
     ) -> Handled {
         let mut handled = Handled::default();
-        let mut room = MAX_NAMES.saturating_sub(self.kinds.values().map(|kind| kind.names.len()).sum());
+        let mut room = MAX_NAMES.saturating_sub(self.names()).min(room);
         let (id, viewer) = (self.id, self.viewer.clone());
         let subscriptions = self.kinds.entry(kind).or_default();
         if !request.response_nonce.is_empty() {
@@ -85,6 +93,7 @@ impl Session {
         }
         for name in &request.resource_names_unsubscribe {
             subscriptions.unsubscribe(catalog, kind, name, id);
+            handled.settled.push(name.as_str().into());
         }
         for name in request.resource_names_subscribe {
             let new = !subscriptions.names.contains_key(name.as_str());

@@ -19,6 +19,8 @@ use crate::{
 
 /// How long a new stream may take to say who it is.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Names in messages that count as one message.
+const NAMES_PER_TOKEN: f64 = 16.0;
 /// Messages a second that a proxy may send for long, and at once. Above that it is read more slowly.
 const MESSAGES: Rate = Rate { burst: 500.0, per_second: 200.0 };
 
@@ -70,7 +72,7 @@ async fn open(
         certificate_expiry: verified.not_after,
     };
     let handle = hub.open(proxy)?;
-    handle.handle(first)?;
+    handle.handle(first).await?;
     Ok(Some(handle))
 }
 
@@ -92,14 +94,15 @@ async fn talk(
             message = inbound.message(), if pace.ready_at(Instant::now()) <= Instant::now() => {
                 let Some(message) = message? else { return Ok(()) };
                 pace.take(Instant::now());
-                handle.handle(message)?;
+                pace.charge(names(&message) as f64 / NAMES_PER_TOKEN, Instant::now());
+                handle.handle(message).await?;
                 may_have_more = true;
             }
             () = sleep_until(pace.ready_at(Instant::now())), if pace.ready_at(Instant::now()) > Instant::now() => {}
             // Looked up only when it can be sent: a slow reader gets the latest.
             permit = outbound.reserve(), if may_have_more => {
                 let Ok(permit) = permit else { return Ok(()) };
-                match handle.next() {
+                match handle.next().await {
                     Some(response) => permit.send(Ok(response)),
                     None => may_have_more = false,
                 }
@@ -114,4 +117,11 @@ async fn talk(
             () = drain.drained() => return Err(Status::unavailable("the control plane is shutting down")),
         }
     }
+}
+
+/// How many names a message has, of all kinds: each costs a look-up, or more.
+fn names(message: &DeltaDiscoveryRequest) -> usize {
+    message.resource_names_subscribe.len()
+        + message.resource_names_unsubscribe.len()
+        + message.initial_resource_versions.len()
 }

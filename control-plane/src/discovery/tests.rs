@@ -77,7 +77,7 @@ impl World {
     }
 
     fn send(&mut self, kind: ResourceKind, request: DeltaDiscoveryRequest) -> Handled {
-        self.session.handle(&mut self.catalog, kind, request)
+        self.session.handle(&mut self.catalog, kind, request, MAX_NAMES)
     }
 
     fn subscribe<const N: usize>(&mut self, kind: ResourceKind, names: [&str; N]) -> Handled {
@@ -540,7 +540,7 @@ fn a_change_wakes_those_who_hold_it_only() {
         resource_names_subscribe: vec![name.to_owned()],
         ..DeltaDiscoveryRequest::default()
     };
-    other.handle(&mut world.catalog, Service, subscribe("payments.shop:80"));
+    other.handle(&mut world.catalog, Service, subscribe("payments.shop:80"), MAX_NAMES);
     while !matches!(other.next(&mut world.catalog), Next::Idle) {}
     let affected = world.catalog.mesh.put(
         objects("{kind: TrafficPolicy, metadata: {name: t}, spec: {targetRef: {kind: Service, name: payments}}}")
@@ -548,4 +548,23 @@ fn a_change_wakes_those_who_hold_it_only() {
     );
     let touched = world.catalog.invalidate(&affected);
     assert_eq!(touched, [(77, Touched::Resource((Service, "shop/payments".into())))]);
+}
+
+#[test]
+fn what_is_too_large_for_a_proxy_is_not_sent_and_counts_as_rejected() {
+    let mut world = World::new(SHOP);
+    world.subscribe(Service, ["shop/orders", "shop/payments"]);
+    world.told();
+    // No API lets this through; what is in a store from before could be so.
+    let hosts: Vec<String> = (0..60_000).map(|index| format!("{index:064}.example")).collect();
+    world.put(&format!(
+        "{{kind: Service, metadata: {{name: orders}}, spec: {{ports: [{{port: 80}}], hosts: {hosts:?}}}}}"
+    ));
+    world.put("{kind: Service, metadata: {name: payments}, spec: {ports: [{port: 81}]}}");
+    assert_eq!(world.told(), ["Service shop/payments"], "others go on");
+    let name = "shop/orders".into();
+    let current = world.catalog.resource(Service, &name, &viewer()).unwrap();
+    let standing = world.session.standing(Service, &name, Some(&*current.version));
+    assert!(matches!(&standing, Some(Standing::Rejected(why)) if why.contains("not sent")), "{standing:?}");
+    assert_eq!(world.told(), [""; 0], "and it is not tried again and again");
 }

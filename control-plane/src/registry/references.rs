@@ -4,14 +4,12 @@
 //! that it changes or removes.
 
 mod conflicts;
+mod limits;
 mod ports;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cell::OnceCell,
-    collections::{HashMap, HashSet},
-};
+use std::collections::HashSet;
 
 use heddle_api::{
     problem::Fault,
@@ -24,51 +22,8 @@ use heddle_api::{
 use self::ports::Speaks;
 use super::{Change, View, apply::OperationFault};
 
-/// A view, with what is looked up in it often, gathered when it is first needed.
-struct Context<'a> {
-    view: &'a View,
-    /// Extra host -> services that claim it.
-    hosts: OnceCell<HashMap<String, Vec<Name>>>,
-    /// `<namespace>/<target>` -> traffic policies; the target is empty where there is none.
-    traffic: OnceCell<HashMap<String, Vec<Name>>>,
-}
-
-impl<'a> Context<'a> {
-    fn new(view: &'a View) -> Self {
-        Self { view, hosts: OnceCell::new(), traffic: OnceCell::new() }
-    }
-
-    fn claimants(&self, host: &str) -> &[Name] {
-        let hosts = self.hosts.get_or_init(|| {
-            let mut hosts: HashMap<_, Vec<_>> = HashMap::new();
-            for service in self.view.list::<ServiceSpec>() {
-                for host in &service.spec.hosts {
-                    hosts.entry(host.clone()).or_default().push(Name::of(&service.metadata));
-                }
-            }
-            hosts
-        });
-        hosts.get(host).map_or(&[], Vec::as_slice)
-    }
-
-    fn traffic_policies(&self, namespace: &str, target: Option<&str>) -> &[Name] {
-        let key = |namespace: &str, target: Option<&str>| format!("{namespace}/{}", target.unwrap_or_default());
-        let policies = self.traffic.get_or_init(|| {
-            let mut policies: HashMap<_, Vec<_>> = HashMap::new();
-            for policy in self.view.list::<TrafficPolicySpec>() {
-                let name = Name::of(&policy.metadata);
-                let target = policy.spec.target_ref.as_ref().map(|target| target.name.as_str());
-                policies.entry(key(&name.namespace, target)).or_default().push(name);
-            }
-            policies
-        });
-        policies.get(&key(namespace, target)).map_or(&[], Vec::as_slice)
-    }
-}
-
 /// Gathers what is wrong with one object.
 struct Findings<'a> {
-    context: &'a Context<'a>,
     view: &'a View,
     found: Vec<Fault>,
 }
@@ -81,22 +36,24 @@ impl Findings<'_> {
 
 /// Checks changes in the view that they make. Each comes with the index of its operation.
 pub(super) fn check(view: &View, changes: &[(usize, Change)]) -> Vec<OperationFault> {
-    let context = Context::new(view);
     let mut faults = Vec::new();
     for (operation, change) in changes {
         if let Some(object) = &change.after {
-            let found = check_object(&context, object);
+            let found = check_object(view, object);
             faults.extend(found.into_iter().map(|fault| OperationFault { operation: *operation, fault }));
         }
     }
-    check_referrers(&context, changes, &mut faults);
-    conflicts::check(view, changes, &mut faults);
+    check_referrers(view, changes, &mut faults);
+    // Too many rules are not compared, of which each could be at odds with each.
+    if !limits::check(view, changes, &mut faults) {
+        conflicts::check(view, changes, &mut faults);
+    }
     faults
 }
 
 /// Everything that is wrong with an object in a view, but for conflicts with other routes.
-fn check_object(context: &Context<'_>, object: &AnyObject) -> Vec<Fault> {
-    let mut findings = Findings { context, view: context.view, found: Vec::new() };
+fn check_object(view: &View, object: &AnyObject) -> Vec<Fault> {
+    let mut findings = Findings { view, found: Vec::new() };
     let name = object.name();
     match object {
         AnyObject::MeshConfig(object) => findings.mesh_config(object),
@@ -127,56 +84,22 @@ fn check_object(context: &Context<'_>, object: &AnyObject) -> Vec<Fault> {
 }
 
 /// What refers to services that were changed or removed, and is not itself part of the transaction.
-fn check_referrers(context: &Context<'_>, changes: &[(usize, Change)], faults: &mut Vec<OperationFault>) {
-    let mut changed = HashMap::new();
-    for (operation, change) in changes {
-        if change.kind == ObjectKind::Service && change.before.is_some() {
-            changed.insert((&*change.name.namespace, &*change.name.name), (*operation, change.after.is_none()));
-        }
-    }
-    if changed.is_empty() {
+fn check_referrers(view: &View, changes: &[(usize, Change)], faults: &mut Vec<OperationFault>) {
+    let is_changed = |change: &Change| change.kind == ObjectKind::Service && change.before.is_some();
+    if !changes.iter().any(|(_, change)| is_changed(change)) {
         return;
     }
-    let checked: HashSet<_> = changes.iter().map(|(_, change)| (change.kind, change.name.clone())).collect();
-    for object in context.view.objects() {
-        let mut hit = None;
-        for_each_service(object, &mut |namespace, name| {
-            hit = hit.or_else(|| changed.get(&(namespace, name)).copied());
-        });
-        let Some((operation, removed)) = hit else { continue };
-        if checked.contains(&(object.kind(), object.name())) {
-            continue;
-        }
-        for fault in check_object(context, object) {
-            let path = if removed { "" } else { "spec.ports" };
-            let message = format!("{object} would be left with a fault at {}: {}", fault.path, fault.message);
-            faults.push(OperationFault { operation, fault: Fault::new(path, message) });
-        }
-    }
-}
-
-/// Calls back for each service that an object refers to, by namespace and name.
-fn for_each_service<'a>(object: &'a AnyObject, found: &mut dyn FnMut(&'a str, &'a str)) {
-    let own = object.metadata().namespace.as_deref().unwrap_or_default();
-    let mut route = |parents: &'a [ParentRef], backends: &mut dyn Iterator<Item = &'a BackendRef>| {
-        parents.iter().for_each(|parent| found(own, &parent.name));
-        backends.for_each(|backend| found(backend.namespace.as_deref().unwrap_or(own), &backend.name));
-    };
-    match object {
-        AnyObject::MeshConfig(_) | AnyObject::Service(_) => {}
-        AnyObject::Workload(object) => object.spec.services.iter().for_each(|service| found(own, &service.name)),
-        AnyObject::HttpRoute(object) => {
-            route(&object.spec.parent_refs, &mut object.spec.rules.iter().flat_map(|rule| &rule.backend_refs));
-        }
-        AnyObject::GrpcRoute(object) => {
-            route(&object.spec.parent_refs, &mut object.spec.rules.iter().flat_map(|rule| &rule.backend_refs));
-        }
-        AnyObject::TcpRoute(object) => {
-            route(&object.spec.parent_refs, &mut object.spec.rules.iter().flat_map(|rule| &rule.backend_refs));
-        }
-        AnyObject::TrafficPolicy(object) => object.spec.target_ref.iter().for_each(|target| found(own, &target.name)),
-        AnyObject::AuthorizationPolicy(object) => {
-            object.spec.target_ref.iter().for_each(|target| found(own, &target.name));
+    let mut checked: HashSet<_> = changes.iter().map(|(_, change)| (change.kind, change.name.clone())).collect();
+    for (operation, change) in changes.iter().filter(|(_, change)| is_changed(change)) {
+        for object in view.referrers(&change.name) {
+            if !checked.insert((object.kind(), object.name())) {
+                continue;
+            }
+            for fault in check_object(view, object) {
+                let path = if change.after.is_none() { "" } else { "spec.ports" };
+                let message = format!("{object} would be left with a fault at {}: {}", fault.path, fault.message);
+                faults.push(OperationFault { operation: *operation, fault: Fault::new(path, message) });
+            }
         }
     }
 }
@@ -213,26 +136,23 @@ impl Findings<'_> {
                     continue;
                 }
             }
-            if let Some(other) = self.context.claimants(host).iter().find(|other| *other != name) {
+            if let Some(other) = self.view.claimants(host).find(|other| *other != name) {
                 self.add(path, format!("{host:?} is a host of service {other} already"));
             }
         }
         let own = format!("{}.{}", name.name, name.namespace);
-        if let Some(other) = self.context.claimants(&own).iter().find(|other| *other != name) {
+        if let Some(other) = self.view.claimants(&own).find(|other| *other != name) {
             self.add("metadata.name", format!("{own:?} is a host of service {other} already"));
         }
     }
 
     fn mesh_config(&mut self, mesh: &Object<MeshConfigSpec>) {
-        for service in self.view.list::<ServiceSpec>() {
-            for host in &service.spec.hosts {
-                if let Some(index) = mesh.spec.suffixes.iter().position(|suffix| ends_with_suffix(host, suffix)) {
-                    let name = Name::of(&service.metadata);
-                    self.found.push(Fault::new(
-                        format!("spec.suffixes[{index}]"),
-                        format!("service {name} has the host {host:?}, which would be the mesh's own"),
-                    ));
-                }
+        for (host, name) in self.view.extra_hosts() {
+            if let Some(index) = mesh.spec.suffixes.iter().position(|suffix| ends_with_suffix(host, suffix)) {
+                self.found.push(Fault::new(
+                    format!("spec.suffixes[{index}]"),
+                    format!("service {name} has the host {host:?}, which would be the mesh's own"),
+                ));
             }
         }
     }
@@ -347,8 +267,10 @@ impl Findings<'_> {
     fn traffic_policy(&mut self, policy: &Object<TrafficPolicySpec>, name: &Name) {
         self.target(policy.spec.target_ref.as_ref(), name);
         let target = policy.spec.target_ref.as_ref().map(|target| target.name.as_str());
-        let attached = self.context.traffic_policies(&name.namespace, target);
-        if let Some(other) = attached.iter().find(|other| *other != name) {
+        let place = name.sibling(target.unwrap_or_default());
+        let attached = self.view.referrers(&place);
+        let mut policies = attached.filter(|object| object.kind() == ObjectKind::TrafficPolicy).map(AnyObject::name);
+        if let Some(other) = policies.find(|other| other != name) {
             let (path, what) = match target {
                 Some(target) => ("spec.targetRef", format!("service {target:?}")),
                 None => ("spec", format!("namespace {:?}", name.namespace)),

@@ -1,10 +1,13 @@
 //! Everything as of one revision, immutable and cheap to keep.
 
+mod index;
+
 use std::{net::SocketAddr, ops::Bound, sync::Arc};
 
 use heddle_api::resource::{AnyObject, Kind, Name, Object, ObjectKind};
 use rpds::RedBlackTreeMapSync;
 
+use self::index::Index;
 use super::{
     ChangeSet, Registration, RegistryError,
     change::Change,
@@ -22,6 +25,7 @@ pub struct View {
     /// Number of the newest user-visible revision, and where it was written.
     head: (u64, Revision),
     objects: RedBlackTreeMapSync<(ObjectKind, Name), AnyObject>,
+    index: Index,
     registered: RedBlackTreeMapSync<Name, Arc<Registration>>,
     /// Registrations by identity and address.
     placed: RedBlackTreeMapSync<(Arc<str>, SocketAddr, Name), ()>,
@@ -45,7 +49,7 @@ impl View {
                 for entry in &page.entries {
                     match Subject::of(&entry.key) {
                         Subject::Object(kind, name) => {
-                            view.objects.insert_mut((kind, name), codec::decode_object(kind, entry)?);
+                            view.with(kind, name, Some(codec::decode_object(kind, entry)?));
                         }
                         Subject::Registration(name) => {
                             let registration = codec::decode_registration(&name, entry)?;
@@ -80,20 +84,10 @@ impl View {
     fn advance_key(&mut self, event: &crate::store::Event, changes: &mut ChangeSet) -> Result<(), RegistryError> {
         match Subject::of(&event.key) {
             Subject::Object(kind, name) => {
-                let key = (kind, name);
-                let before = self.objects.get(&key).cloned();
-                let after = match &event.after {
-                    Some(entry) => {
-                        let object = codec::decode_object(kind, entry)?;
-                        self.objects.insert_mut(key.clone(), object.clone());
-                        Some(object)
-                    }
-                    None => {
-                        self.objects.remove_mut(&key);
-                        None
-                    }
-                };
-                changes.objects.push(Change { kind, name: key.1, before, after });
+                let before = self.object(kind, &name).cloned();
+                let after = event.after.as_ref().map(|entry| codec::decode_object(kind, entry)).transpose()?;
+                self.with(kind, name.clone(), after.clone());
+                changes.objects.push(Change { kind, name, before, after });
             }
             Subject::Registration(name) => {
                 let after = match &event.after {
@@ -244,11 +238,29 @@ impl View {
 
     /// With an object put in or taken out: what a transaction would make.
     pub(super) fn with(&mut self, kind: ObjectKind, name: Name, object: Option<AnyObject>) {
-        match object {
-            Some(object) => self.objects.insert_mut((kind, name), object),
-            None => {
-                self.objects.remove_mut(&(kind, name));
-            }
+        let key = (kind, name);
+        if let Some(before) = self.objects.get(&key) {
+            self.index.remove(before);
+            self.objects.remove_mut(&key);
         }
+        if let Some(object) = object {
+            self.index.add(&object);
+            self.objects.insert_mut(key, object);
+        }
+    }
+
+    /// What refers to a service. Policies for a whole namespace refer to its service without a name.
+    pub(super) fn referrers(&self, service: &Name) -> impl Iterator<Item = &AnyObject> {
+        self.index.referrers(service).filter_map(|(kind, name)| self.object(*kind, name))
+    }
+
+    /// Services that claim an extra host.
+    pub(super) fn claimants(&self, host: &str) -> impl Iterator<Item = &Name> {
+        self.index.claimants(host)
+    }
+
+    /// All extra hosts, with the services that claim them.
+    pub(super) fn extra_hosts(&self) -> impl Iterator<Item = (&str, &Name)> {
+        self.index.hosts()
     }
 }

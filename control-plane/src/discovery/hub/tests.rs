@@ -33,32 +33,32 @@ fn identity(account: &str) -> SpiffeId {
 }
 
 /// Takes everything in, as a proxy does.
-fn acknowledge(handle: &Handle) {
-    while let Some(response) = handle.next() {
+async fn acknowledge(handle: &Handle) {
+    while let Some(response) = handle.next().await {
         let answer = DeltaDiscoveryRequest {
             type_url: response.type_url,
             response_nonce: response.nonce,
             ..DeltaDiscoveryRequest::default()
         };
-        handle.handle(answer).unwrap();
+        handle.handle(answer).await.unwrap();
     }
 }
 
-fn subscribe(handle: &Handle, name: &str) {
+async fn subscribe(handle: &Handle, kind: ResourceKind, name: &str) {
     let request = DeltaDiscoveryRequest {
-        type_url: ResourceKind::Service.type_url().to_owned(),
+        type_url: kind.type_url().to_owned(),
         resource_names_subscribe: vec![name.to_owned()],
         ..DeltaDiscoveryRequest::default()
     };
-    handle.handle(request).unwrap();
+    handle.handle(request).await.unwrap();
 }
 
-#[test]
-fn nobody_has_applied_what_nobody_was_told_of() {
+#[tokio::test]
+async fn nobody_has_applied_what_nobody_was_told_of() {
     let hub = hub();
     let handle = hub.open(proxy("web", "shop/web-1")).unwrap();
-    subscribe(&handle, "shop/orders");
-    acknowledge(&handle);
+    subscribe(&handle, ResourceKind::Service, "shop/orders").await;
+    acknowledge(&handle).await;
     let counts = |generation, revision| {
         let status = hub.object_status(ObjectKind::Service, &Name::new("shop", "orders"), generation, revision);
         (status.observed_generation, status.applied, status.pending)
@@ -68,7 +68,7 @@ fn nobody_has_applied_what_nobody_was_told_of() {
     assert_eq!(counts(5, 2), (4, 0, 1), "it holds what was there before");
     hub.change(2, |mesh| mesh.put(objects(&ORDERS.replace("80", "81")).remove(0)));
     assert_eq!(counts(5, 2), (5, 0, 1));
-    acknowledge(&handle);
+    acknowledge(&handle).await;
     assert_eq!(counts(5, 2), (5, 1, 0));
 }
 
@@ -88,4 +88,73 @@ fn a_stream_has_no_name_that_another_identity_has_registered() {
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     hub.open(proxy("orders", "shop/orders-1")).unwrap();
     hub.open(proxy("web", "shop/web-1")).unwrap();
+}
+
+#[tokio::test]
+async fn a_message_of_many_names_is_taken_in_whole() {
+    let hub = hub();
+    let handle = hub.open(proxy("web", "shop/web-1")).unwrap();
+    let names = |from: usize, to: usize| (from..to).map(|index| format!("shop/s{index}")).collect::<Vec<_>>();
+    let request = |subscribe, unsubscribe| DeltaDiscoveryRequest {
+        type_url: ResourceKind::Service.type_url().to_owned(),
+        resource_names_subscribe: subscribe,
+        resource_names_unsubscribe: unsubscribe,
+        ..DeltaDiscoveryRequest::default()
+    };
+    handle.handle(request(names(0, 1000), Vec::new())).await.unwrap();
+    let subscribed = || hub.lock().streams[&handle.id].session.names();
+    assert_eq!(subscribed(), 1000);
+    // What is in both stays: leaving goes first.
+    handle.handle(request(names(900, 1300), names(0, 1000))).await.unwrap();
+    assert_eq!(subscribed(), 400);
+    assert_eq!(hub.lock().by_identity[&identity("web")].names, 400);
+    drop(handle);
+    assert!(hub.lock().by_identity.is_empty());
+}
+
+#[tokio::test]
+async fn the_streams_of_an_identity_share_their_names() {
+    let hub = hub();
+    let handle = hub.open(proxy("web", "shop/web-1")).unwrap();
+    hub.lock().by_identity.get_mut(&identity("web")).unwrap().names = MAX_NAMES_PER_IDENTITY - 1;
+    subscribe(&handle, ResourceKind::Service, "shop/orders").await;
+    subscribe(&handle, ResourceKind::Service, "shop/one-too-many").await;
+    assert_eq!(hub.lock().streams[&handle.id].session.names(), 1);
+    let other = hub.open(proxy("orders", "shop/orders-1")).unwrap();
+    subscribe(&other, ResourceKind::Service, "shop/orders").await;
+    assert_eq!(hub.lock().streams[&other.id].session.names(), 1, "another's share");
+}
+
+#[tokio::test]
+async fn who_waits_for_endpoints_is_woken_by_their_answers() {
+    let hub = hub();
+    let handle = hub.open(proxy("web", "shop/web-1")).unwrap();
+    let leaving = hub.open(proxy("web", "shop/web-2")).unwrap();
+    for stream in [&handle, &leaving] {
+        subscribe(stream, ResourceKind::Endpoints, "shop/orders").await;
+    }
+    // Both are told; neither has answered.
+    let response = handle.next().await.unwrap();
+    leaving.next().await.unwrap();
+    let settled = tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            let services = [Name::new("shop", "orders")];
+            hub.endpoints_settled(&services, Instant::now() + std::time::Duration::from_secs(60)).await
+        }
+    });
+    while hub.lock().settling.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let answer = DeltaDiscoveryRequest {
+        type_url: response.type_url,
+        response_nonce: response.nonce,
+        ..DeltaDiscoveryRequest::default()
+    };
+    handle.handle(answer).await.unwrap();
+    tokio::task::yield_now().await;
+    assert!(!settled.is_finished(), "one has not answered");
+    drop(leaving);
+    assert!(settled.await.unwrap());
+    assert!(hub.lock().settling.is_empty());
 }

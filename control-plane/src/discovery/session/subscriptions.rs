@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use heddle_api::proto::ads::{Resource, Status};
+use heddle_api::{
+    limits::MAX_RESOURCE,
+    proto::ads::{Resource, Status},
+};
 use prost_types::Any;
 
 use super::{
@@ -255,10 +258,20 @@ impl Subscriptions {
             held.sent = Some(Arc::clone(&compiled.version));
             held.answer = None;
             self.gone.remove(&target);
+            let is_too_large = compiled.body.len() > MAX_RESOURCE;
+            if is_too_large {
+                // The proxy would refuse it, or be unable to read the message at all, and all others in it.
+                let size = compiled.body.len();
+                held.nonce = None;
+                held.answer = Some(Err(format!("not sent: it has {size} bytes, and a proxy takes {MAX_RESOURCE}")));
+            }
             for name in &held.names {
                 if let Some(subscription) = self.names.get_mut(name) {
                     subscription.told = Told::Resource;
                 }
+            }
+            if is_too_large {
+                continue;
             }
             let aliases = held.names.iter().filter(|name| **name != target).map(ToString::to_string).collect();
             bytes += compiled.body.len();
@@ -289,6 +302,7 @@ impl Subscriptions {
         let rejections = error.map(|error| rejections(&error.message, &sent.resources));
         handled.acknowledged = rejections.is_none();
         handled.rejected = rejections.is_some();
+        handled.settled.extend(sent.resources.iter().cloned());
         for name in sent.resources {
             if let Some(held) = self.held.get_mut(&name)
                 && held.nonce.as_ref() == Some(&sent.nonce)

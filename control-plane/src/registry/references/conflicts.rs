@@ -1,12 +1,15 @@
 //! Rules that match exactly the same requests at the same place: one of them would never decide.
 
-use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    sync::Arc,
+};
 
 use heddle_api::{
     problem::Fault,
     resource::{
         AnyObject, GrpcRouteMatch, GrpcRouteRule, HeaderMatch, HttpRouteMatch, HttpRouteRule, MatchType, Name,
-        ObjectKind, ParentRef, PathMatchType, ServiceSpec,
+        ParentRef, PathMatchType, ServiceSpec,
     },
 };
 
@@ -24,7 +27,7 @@ struct Place<'a> {
 /// What a rule matches, written in one way only.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Wanted {
-    Request(Box<Request>),
+    Request(Arc<Request>),
     Connection,
 }
 
@@ -44,7 +47,7 @@ struct Origin<'a> {
 
 /// Checks the routes of all services to which changed routes attach.
 pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<OperationFault>) {
-    let mut services = HashSet::new();
+    let mut services = BTreeSet::new();
     let mut operations = HashMap::new();
     for (operation, change) in changes {
         if let Some(object) = &change.after
@@ -60,12 +63,15 @@ pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<O
     let mut seen: HashMap<Place<'_>, Origin<'_>> = HashMap::new();
     // What was there comes first, so that a fault is told where the change is.
     let (mut unchanged, mut changed) = (Vec::new(), Vec::new());
-    for kind in [ObjectKind::HttpRoute, ObjectKind::GrpcRoute, ObjectKind::TcpRoute] {
-        for object in view.list_any(kind, None, None) {
-            match operations.get(&(kind, object.name())) {
-                Some(operation) => changed.push((Some(*operation), object)),
-                None => unchanged.push((None, object)),
-            }
+    let routes: BTreeMap<_, _> = (services.iter())
+        .flat_map(|service| view.referrers(service))
+        .filter(|object| parents(object).is_some())
+        .map(|object| ((object.kind(), object.name()), object))
+        .collect();
+    for (key, object) in &routes {
+        match operations.get(key) {
+            Some(operation) => changed.push((Some(*operation), *object)),
+            None => unchanged.push((None, *object)),
         }
     }
     for (operation, object) in unchanged.into_iter().chain(changed) {
@@ -105,7 +111,7 @@ fn message(place: &Place<'_>, first: &Origin<'_>, object: &AnyObject) -> String 
     format!("never decides: {other} {what} on port {} of service {}{host}", place.port, place.service)
 }
 
-fn parents(object: &AnyObject) -> Option<&[ParentRef]> {
+pub(super) fn parents(object: &AnyObject) -> Option<&[ParentRef]> {
     match object {
         AnyObject::HttpRoute(object) => Some(&object.spec.parent_refs),
         AnyObject::GrpcRoute(object) => Some(&object.spec.parent_refs),
@@ -115,7 +121,7 @@ fn parents(object: &AnyObject) -> Option<&[ParentRef]> {
 }
 
 /// The ports to which a parent attaches a route.
-fn ports(view: &View, route: &Name, parent: &ParentRef) -> Vec<u16> {
+pub(super) fn ports(view: &View, route: &Name, parent: &ParentRef) -> Vec<u16> {
     match (parent.port, view.get::<ServiceSpec>(&route.sibling(&parent.name))) {
         (Some(port), _) => vec![port],
         (None, Some(service)) => service.spec.ports.iter().map(|port| port.port).collect(),
@@ -151,10 +157,10 @@ fn each_match(rules: impl Iterator<Item = Vec<Request>>) -> Vec<(String, Wanted)
     let mut all = Vec::new();
     for (index, matches) in rules.enumerate() {
         if matches.is_empty() {
-            all.push((format!("spec.rules[{index}]"), Wanted::Request(Box::new(any()))));
+            all.push((format!("spec.rules[{index}]"), Wanted::Request(Arc::new(any()))));
         }
         for (number, wanted) in matches.into_iter().enumerate() {
-            all.push((format!("spec.rules[{index}].matches[{number}]"), Wanted::Request(Box::new(wanted))));
+            all.push((format!("spec.rules[{index}].matches[{number}]"), Wanted::Request(Arc::new(wanted))));
         }
     }
     all

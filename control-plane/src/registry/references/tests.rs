@@ -366,3 +366,105 @@ fn rules_that_match_the_same_conflict() {
     bench.commit(vec![put("TCPRoute", "a", tcp.clone())]);
     bench.refuse(vec![put("TCPRoute", "b", tcp)], &[("0 spec.rules[0]", "takes all connections on port 5432")]);
 }
+
+fn route(hosts: usize, matches: usize, wanted: &dyn Fn(usize) -> Value) -> Value {
+    let hostnames: Vec<_> = (0..hosts).map(|index| format!("h{index}.example")).collect();
+    let rules: Vec<_> = (0..matches.div_ceil(64))
+        .map(|rule| {
+            let matches: Vec<_> = (rule * 64..matches.min(rule * 64 + 64)).map(wanted).collect();
+            json!({ "matches": matches, "backendRefs": [{ "name": "db2", "port": 80 }] })
+        })
+        .collect();
+    json!({ "parentRefs": [{ "name": "db2" }], "hostnames": hostnames, "rules": rules })
+}
+
+#[test]
+fn what_a_proxy_would_refuse_is_refused_with_the_routes_that_make_it() {
+    let mut bench = Bench::new();
+    bench.commit(vec![put("Service", "db2", json!({ "ports": [{ "port": 80, "protocol": "http" }] }))]);
+    let exact = |name: &'static str| move |index: usize| json!({ "path": { "type": "Exact", "value": format!("/{name}{index}") } });
+    for name in ["a", "b", "c", "d"] {
+        bench.commit(vec![put("HTTPRoute", name, route(8, 128, &exact(name)))]);
+    }
+    bench.refuse(
+        vec![put("HTTPRoute", "e", route(1, 1, &exact("e")))],
+        &[("0 spec.rules", "port 80 of service shop/db2 would have 4097 rules")],
+    );
+    let told = bench.told(&[put("HTTPRoute", "e", route(1, 1, &exact("e")))]);
+    assert!(told[0].contains("HTTPRoute shop/a 1024, HTTPRoute shop/b 1024"), "{told:?}");
+    // Each port counts by itself.
+    bench.commit(vec![put(
+        "Service",
+        "db2",
+        json!({ "ports": [{ "port": 80, "protocol": "http" }, { "port": 81, "protocol": "http" }] }),
+    )]);
+    bench.commit(vec![remove(ObjectKind::HttpRoute, "a"), put("HTTPRoute", "e", route(1, 1, &exact("e")))]);
+}
+
+#[test]
+fn expressions_and_bytes_count_for_each_host_and_port() {
+    let mut bench = Bench::new();
+    bench.commit(vec![put(
+        "Service",
+        "db2",
+        json!({ "ports": [{ "port": 80, "protocol": "http" }, { "port": 81, "protocol": "http" }] }),
+    )]);
+    let expression = |index: usize| json!({ "path": { "type": "RegularExpression", "value": format!("/r{index}") } });
+    bench.commit(vec![put("HTTPRoute", "a", route(10, 25, &expression))]);
+    bench.refuse(
+        vec![put("HTTPRoute", "a", route(11, 25, &expression))],
+        &[("0 spec.rules", "would have 550 regular expressions")],
+    );
+    let long = |index: usize| json!({ "path": { "type": "Exact", "value": format!("/{index}{}", "x".repeat(1000)) } });
+    bench.commit(vec![put("HTTPRoute", "a", route(8, 64, &long))]);
+    let mut large = route(8, 128, &long);
+    for rule in large["rules"].as_array_mut().unwrap() {
+        let add: Vec<_> =
+            (0..10).map(|index| json!({ "name": format!("x-{index}"), "value": "v".repeat(200) })).collect();
+        rule["filters"] = json!([{ "type": "RequestHeaderModifier", "requestHeaderModifier": { "add": add } }]);
+    }
+    bench.refuse(vec![put("HTTPRoute", "a", large)], &[("0 spec.rules", "the routes of service shop/db2 would take")]);
+}
+
+#[test]
+fn policies_of_one_place_have_their_limit() {
+    let mut bench = Bench::new();
+    let policy = |name: &str, target: Option<&str>| {
+        let rules: Vec<_> = (0..256).map(|_| json!({})).collect();
+        let mut spec = json!({ "action": "ALLOW", "rules": rules });
+        if let Some(target) = target {
+            spec["targetRef"] = json!({ "kind": "Service", "name": target });
+        }
+        put("AuthorizationPolicy", name, spec)
+    };
+    for index in 0..5 {
+        bench.commit(vec![policy(&format!("p{index}"), Some("orders")), policy(&format!("n{index}"), None)]);
+    }
+    bench.refuse(vec![policy("p5", Some("orders"))], &[("0 spec.rules", "service shop/orders would have 1536 rules")]);
+    bench.refuse(vec![policy("n5", None)], &[("0 spec.rules", "namespace shop would have 1536 rules")]);
+    bench.commit(vec![policy("p5", Some("any"))]);
+}
+
+#[test]
+fn indices_follow_what_changes() {
+    let mut bench = Bench::new();
+    bench.commit(vec![
+        put("HTTPRoute", "r", http(json!({ "name": "orders", "port": 80 }), json!({ "name": "any" }))),
+        put("Service", "hosted", json!({ "ports": [{ "port": 80 }], "hosts": ["a.example", "b.example"] })),
+    ]);
+    let referrers = |bench: &Bench, service: &str| -> Vec<String> {
+        bench.0.referrers(&Name::new("shop", service)).map(ToString::to_string).collect()
+    };
+    assert_eq!((referrers(&bench, "orders").len(), referrers(&bench, "any").len()), (1, 1));
+    bench.commit(vec![
+        put("HTTPRoute", "r", http(json!({ "name": "any" }), json!({ "name": "any" }))),
+        put("Service", "hosted", json!({ "ports": [{ "port": 80 }], "hosts": ["b.example", "c.example"] })),
+    ]);
+    assert_eq!(referrers(&bench, "orders"), [""; 0]);
+    assert_eq!(referrers(&bench, "any"), ["HTTPRoute shop/r"]);
+    let hosts: Vec<_> = bench.0.extra_hosts().map(|(host, _)| host.to_owned()).collect();
+    assert_eq!(hosts, ["b.example", "c.example"]);
+    bench.commit(vec![remove(ObjectKind::HttpRoute, "r"), remove(ObjectKind::Service, "hosted")]);
+    assert_eq!(referrers(&bench, "any"), [""; 0]);
+    assert_eq!(bench.0.extra_hosts().count(), 0);
+}

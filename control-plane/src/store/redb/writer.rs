@@ -1,10 +1,7 @@
 //! The one thread that writes: gathers what is waiting into one redb commit, so that many small
 //! writers share an fsync, and acknowledges each only after it.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use redb::{Database, Durability, ReadableTable};
 use tokio::{
