@@ -279,6 +279,7 @@ async fn registrations_are_found_by_identity_and_address() {
         identity: format!("spiffe://heddle.local/ns/shop/sa/{account}"),
         address: ([10, 0, 0, 1], port).into(),
         services: std::collections::BTreeMap::new(),
+        app_ports: std::collections::BTreeMap::new(),
         labels: std::collections::BTreeMap::new(),
         zone: String::new(),
         version: String::new(),

@@ -80,6 +80,7 @@ fn a_stream_has_no_name_that_another_identity_has_registered() {
         identity: identity("orders"),
         address: "10.0.0.1:15006".parse().unwrap(),
         services: vec![(Name::new("shop", "orders"), Vec::new())],
+        app_ports: BTreeMap::new(),
         zone: String::new(),
         ready: true,
     };
