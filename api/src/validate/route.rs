@@ -19,18 +19,20 @@ pub(super) fn check_http(spec: &HttpRouteSpec, path: &Path<'_>, faults: &mut Fau
     hostnames(&spec.hostnames, &path.field("hostnames"), faults);
     let rules = path.field("rules");
     common::rule_names(spec.rules.iter().map(|rule| rule.name.as_deref()), &rules, faults);
-    for (index, rule) in spec.rules.iter().enumerate() {
-        http_rule(rule, &rules.index(index), faults);
-    }
     let of_match = |wanted: &HttpRouteMatch| {
         let path = wanted.path.as_ref().is_some_and(|path| path.r#type == PathMatchType::RegularExpression);
         let query = wanted.query_params.iter().filter(|param| param.r#type == MatchType::RegularExpression);
         usize::from(path) + query.count() + header_regexes(&wanted.headers)
     };
     let counts = spec.rules.iter().map(|rule| (rule.matches.len(), rule.matches.iter().map(of_match).sum()));
-    if within_limits(counts, spec.hostnames.len(), &rules, faults) {
-        duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
+    // First: each expression takes its time to check.
+    if !within_limits(counts, spec.hostnames.len(), &rules, faults) {
+        return;
     }
+    for (index, rule) in spec.rules.iter().enumerate() {
+        http_rule(rule, &rules.index(index), faults);
+    }
+    duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
 }
 
 fn header_regexes(headers: &[HeaderMatch]) -> usize {
@@ -91,9 +93,8 @@ fn http_rule(rule: &HttpRouteRule, path: &Path<'_>, faults: &mut Faults) {
             faults.check(&entry.field("method"), method(text));
         }
     }
-    let is_prefix = |wanted: &crate::resource::HttpRouteMatch| {
-        wanted.path.as_ref().is_some_and(|path| path.r#type == PathMatchType::PathPrefix)
-    };
+    let is_prefix =
+        |wanted: &HttpRouteMatch| wanted.path.as_ref().is_some_and(|path| path.r#type == PathMatchType::PathPrefix);
     let prefix = !rule.matches.is_empty() && rule.matches.iter().all(is_prefix);
     filters(&rule.filters, Allowed::All { prefix }, &path.field("filters"), faults);
     let redirects = rule.filters.iter().any(|filter| filter.r#type == HttpRouteFilterType::RequestRedirect);
@@ -113,6 +114,14 @@ pub(super) fn check_grpc(spec: &GrpcRouteSpec, path: &Path<'_>, faults: &mut Fau
     hostnames(&spec.hostnames, &path.field("hostnames"), faults);
     let rules = path.field("rules");
     common::rule_names(spec.rules.iter().map(|rule| rule.name.as_deref()), &rules, faults);
+    let of_match = |wanted: &GrpcRouteMatch| {
+        let method = wanted.method.as_ref().is_some_and(|method| method.r#type == MatchType::RegularExpression);
+        usize::from(method) + header_regexes(&wanted.headers)
+    };
+    let counts = spec.rules.iter().map(|rule| (rule.matches.len(), rule.matches.iter().map(of_match).sum()));
+    if !within_limits(counts, spec.hostnames.len(), &rules, faults) {
+        return;
+    }
     let headers_only =
         Allowed::Headers("a gRPC call can neither be redirected nor rewritten; only headers can be changed");
     for (index, rule) in spec.rules.iter().enumerate() {
@@ -130,14 +139,7 @@ pub(super) fn check_grpc(spec: &GrpcRouteSpec, path: &Path<'_>, faults: &mut Fau
         timeouts(rule.timeouts.as_ref(), &entry.field("timeouts"), faults);
         retry(rule.retry.as_ref(), rule.timeouts.as_ref(), &entry.field("retry"), faults);
     }
-    let of_match = |wanted: &GrpcRouteMatch| {
-        let method = wanted.method.as_ref().is_some_and(|method| method.r#type == MatchType::RegularExpression);
-        usize::from(method) + header_regexes(&wanted.headers)
-    };
-    let counts = spec.rules.iter().map(|rule| (rule.matches.len(), rule.matches.iter().map(of_match).sum()));
-    if within_limits(counts, spec.hostnames.len(), &rules, faults) {
-        duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
-    }
+    duplicates(&spec.rules, |rule| &rule.matches, &rules, faults);
 }
 
 fn grpc_method(wanted: &GrpcMethodMatch, path: &Path<'_>, faults: &mut Faults) {

@@ -636,3 +636,64 @@ fn mesh_config() {
         ],
     );
 }
+
+#[test]
+fn how_much_a_route_may_come_to() {
+    let matches = |count: usize, kind: &str| -> Vec<Value> {
+        (0..count).map(|index| json!({ "path": { "type": kind, "value": format!("/{index}") } })).collect()
+    };
+    let rule = |matches: Vec<Value>| json!({ "matches": matches, "backendRefs": [{ "name": "orders" }] });
+    let of = |hosts: usize, rules: Vec<Value>| {
+        let hostnames: Vec<_> = (0..hosts).map(|index| format!("h{index}.example")).collect();
+        json!({ "parentRefs": [{ "name": "orders" }], "hostnames": hostnames, "rules": rules })
+    };
+    let other = |rule: &mut Value| {
+        for wanted in rule["matches"].as_array_mut().unwrap() {
+            wanted["method"] = json!("GET");
+        }
+    };
+    let mut more = rule(matches(64, "Exact"));
+    other(&mut more);
+    expect("HTTPRoute", of(8, vec![rule(matches(64, "Exact")), more.clone()]), &[]);
+    expect(
+        "HTTPRoute",
+        of(9, vec![rule(matches(64, "Exact")), more.clone()]),
+        &[("spec.rules", "have 128 matches for 9 host names, which makes 1152; at most 1024")],
+    );
+    let mut last = rule(Vec::new());
+    last["matches"] = json!([]);
+    expect(
+        "HTTPRoute",
+        of(0, vec![rule(matches(64, "Exact")), more, last]),
+        &[("spec.rules", "have 129 matches; a route has at most 128")],
+    );
+    // A hundred matches of three expressions each.
+    let expressions: Vec<_> = (0..64)
+        .map(|index| {
+            let header =
+                |name: &str| json!({ "type": "RegularExpression", "name": name, "value": format!("{index}.*") });
+            let names = ["a", "b", "c", "d", "e"].map(header);
+            json!({ "headers": names })
+        })
+        .collect();
+    expect(
+        "HTTPRoute",
+        of(0, vec![rule(expressions)]),
+        &[("spec.rules", "have 320 regular expressions; a route has at most 256")],
+    );
+}
+
+#[test]
+fn expressions_for_a_grpc_method_are_checked_as_proxies_use_them() {
+    let spec = |service: &str, method: &str| {
+        json!({ "parentRefs": [{ "name": "orders" }], "rules": [{ "backendRefs": [{ "name": "orders" }],
+            "matches": [{ "method": { "type": "RegularExpression", "service": service, "method": method } }] }] })
+    };
+    expect("GRPCRoute", spec(r"shop\..*", "Get.*"), &[]);
+    // Each takes less than what is allowed.
+    let large = r"[a-z]{900}";
+    expect("GRPCRoute", spec(large, "Get"), &[]);
+    let half = r"\w{14}";
+    expect("GRPCRoute", spec(half, "Get"), &[]);
+    expect("GRPCRoute", spec(half, half), &[("spec.rules[0].matches[0].method", "too much memory")]);
+}
