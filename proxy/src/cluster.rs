@@ -191,7 +191,7 @@ impl Cluster {
 
     /// A place for one connection, if the limit has one.
     pub(crate) fn connection_slot(&self) -> Option<Slot> {
-        self.slots.take()
+        self.slots.take_or_make_room()
     }
 
     /// The connections to an endpoint.
@@ -204,6 +204,7 @@ impl Cluster {
             pool.retire();
         }
         let pool = Pool::new(Target::endpoint(endpoint, &self.name)?, &self.identity);
+        self.slots.register(&pool);
         pools.insert(endpoint.address, pool.clone());
         Ok(pool)
     }

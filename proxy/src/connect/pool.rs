@@ -4,6 +4,7 @@
 //! Credentials change under way: a connection that was made with others than today's is not used again.
 
 mod http2;
+mod slots;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,16 +21,15 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    sync::Notify,
-    task::spawn_local,
+    task::{spawn_local, yield_now},
     time::{Duration, Instant},
 };
 
 use self::http2::{Http2, Stream};
+pub(crate) use self::slots::{Slot, Slots};
 use super::{Carried, Connected, Target, connect, failure};
 use crate::{
     body::Body,
-    cluster::limit::{Limit, Permit},
     headers::HEDDLE_ERROR,
     identity::Identity,
     outcome::{Error, ErrorKind},
@@ -42,6 +42,8 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
 /// Peers close a connection after ten idle minutes; not to meet in the middle, we are earlier.
 const MAX_IDLE: Duration = Duration::from_secs(300);
+/// A connection that is just given back is free after a turn or two of its task.
+const TURNS: u32 = 4;
 /// More than any of ours sends, and the least that hyper takes.
 const MIN_BUFFER: usize = 8 << 10;
 
@@ -78,22 +80,7 @@ pub(crate) struct Dial {
     pub(crate) max_headers: usize,
 }
 
-/// How many connections a cluster may have, and who waits for one.
-#[derive(Debug)]
-pub(crate) struct Slots {
-    pub(crate) limit: Limit,
-    freed: Notify,
-}
-
-/// A place for one connection, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    _permit: Permit,
-    slots: Rc<Slots>,
-}
-
 /// What is known of a connection.
-#[derive(Debug)]
 struct Facts {
     peer: Option<SpiffeId>,
     epoch: u64,
@@ -223,7 +210,7 @@ impl Pool {
             None => None,
             Some(slots) => match slots.take() {
                 Some(slot) => Some(slot),
-                None => match self.wait(slots, dial).await? {
+                None => match self.wait_http1(slots, dial).await? {
                     Waited::Slot(slot) => Some(slot),
                     Waited::Connection(connection) => return Ok((*connection, None)),
                 },
@@ -248,17 +235,26 @@ impl Pool {
     }
 
     /// Waits its turn for a connection, where the cluster may have no more.
-    async fn wait(&self, slots: &Rc<Slots>, dial: &Dial) -> Result<Waited, Error> {
+    async fn wait_http1(&self, slots: &Rc<Slots>, dial: &Dial) -> Result<Waited, Error> {
+        if let Some(slot) = slots.make_room(Some(self)) {
+            return Ok(Waited::Slot(slot));
+        }
         let Some(_pending) = slots.limit.pending() else {
             return Err(Error::new(ErrorKind::Overloaded, "as many connections and waiting requests as policy allows"));
         };
         loop {
             // Before looking, so as not to miss one.
-            let freed = slots.freed.notified();
-            if let Some(connection) = self.idle_http1(dial.idle) {
-                return Ok(Waited::Connection(Box::new(connection)));
+            let freed = slots.freed();
+            for _ in 0..TURNS {
+                if let Some(connection) = self.idle_http1(dial.idle) {
+                    return Ok(Waited::Connection(Box::new(connection)));
+                }
+                if self.idle.borrow().is_empty() {
+                    break;
+                }
+                yield_now().await;
             }
-            if let Some(slot) = slots.take() {
+            if let Some(slot) = slots.take().or_else(|| slots.make_room(Some(self))) {
                 return Ok(Waited::Slot(slot));
             }
             freed.await;
@@ -288,6 +284,20 @@ impl Pool {
         all.retain(|connection| !connection.sender.is_closed() && connection.facts.is_usable(now, epoch, idle));
         drop(all);
         self.shared_http2(idle);
+    }
+
+    /// Since when the connection has been unused that has been for the longest time.
+    fn longest_unused(&self, http1: bool) -> Option<Instant> {
+        let idle = self.idle.borrow();
+        let shared = self.shared.borrow();
+        let http2 = shared.iter().filter(|connection| connection.is_unused()).map(|one| one.facts.used.get());
+        idle.iter().filter(|_| http1).map(|one| one.facts.used.get()).chain(http2).min()
+    }
+
+    /// Drops the connections that have been unused since then.
+    fn drop_unused(&self, http1: bool, since: Instant) {
+        self.idle.borrow_mut().retain(|one| !http1 || one.facts.used.get() > since);
+        self.shared.borrow_mut().retain(|one| !one.is_unused() || one.facts.used.get() > since);
     }
 
     /// How many connections it keeps.
@@ -330,10 +340,10 @@ impl Lease {
             return;
         }
         connection.facts.used.set(Instant::now());
-        let slots = connection.facts.slot.as_ref().map(|slot| slot.slots.clone());
+        let slots = connection.facts.slot.as_ref().map(|slot| slot.slots().clone());
         pool.idle.borrow_mut().push(connection);
         if let Some(slots) = slots {
-            slots.freed.notify_one();
+            slots.unused();
         }
     }
 }
@@ -357,21 +367,4 @@ impl Facts {
 fn is_expired(response: &Response<Incoming>) -> bool {
     let reason = ErrorKind::CertificateExpired.row().reason;
     response.headers().get(HEDDLE_ERROR).is_some_and(|said| said == reason)
-}
-
-impl Slots {
-    pub(crate) fn new(limit: Limit) -> Rc<Self> {
-        Rc::new(Self { limit, freed: Notify::new() })
-    }
-
-    /// A place, if there is one.
-    pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
-        Some(Slot { _permit: self.limit.connection()?, slots: self.clone() })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.slots.freed.notify_one();
-    }
 }

@@ -185,6 +185,43 @@ fn an_app_is_not_pinged_however_long_its_streams_are_silent() {
 }
 
 #[test]
+fn an_unused_connection_of_one_endpoint_makes_room_for_one_to_another() {
+    run(async {
+        let identity = Identity::new(SystemClock::shared());
+        for carried in [Carried::Http1, Carried::Http2] {
+            let limit = Limit::new(Limits { max_connections: 2, max_requests: 100, max_pending: 10 });
+            let slots = Slots::new(limit.clone());
+            let dial = Dial { slots: Some(slots.clone()), timeout: Duration::from_millis(500), ..dial() };
+            let mut pools = Vec::new();
+            for _ in 0..3 {
+                let pool = Pool::new(Target::plain(app::echo().await), &identity);
+                slots.register(&pool);
+                pools.push(pool);
+            }
+            for n in 0..9 {
+                let answered = tokio::time::timeout(Duration::from_secs(5), send(&pools[n % 3], carried, &dial));
+                finish(answered.await.expect("at once").unwrap().0).await;
+                assert!(limit.in_use()[0] <= 2);
+            }
+            // With both in use there is nothing to be had, until one is done with.
+            let other = if carried == Carried::Http1 { Carried::Http2 } else { Carried::Http1 };
+            finish(send(&pools[0], other, &dial).await.unwrap().0).await;
+            let first = send(&pools[0], carried, &dial).await.unwrap().0;
+            let second = send(&pools[1], carried, &dial).await.unwrap().0;
+            let waiting = spawn_local({
+                let (pool, dial) = (pools[2].clone(), dial.clone());
+                async move { send(&pool, carried, &dial).await.map(|(response, _)| response.status()) }
+            });
+            sleep(Duration::from_millis(50)).await;
+            assert!(!waiting.is_finished());
+            finish(first).await;
+            assert_eq!(waiting.await.unwrap().unwrap(), 200);
+            drop(second);
+        }
+    });
+}
+
+#[test]
 fn who_asked_first_may_go_away_before_the_connection_is_made() {
     run(async {
         let app = app::echo().await;

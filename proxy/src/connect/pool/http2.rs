@@ -84,8 +84,7 @@ impl Pool {
         let mut all = self.shared.borrow_mut();
         // Those that are dropped here end when their last stream does.
         all.retain(|connection| {
-            let unused = connection.streams.get() == 0;
-            if !unused {
+            if !connection.is_unused() {
                 connection.facts.used.set(now);
             }
             !connection.sender.is_closed() && connection.facts.is_usable(now, epoch, idle)
@@ -115,7 +114,7 @@ impl Pool {
     async fn connect_http2(&self, dial: &Dial) -> Result<Rc<Http2>, Error> {
         let slot = match &dial.slots {
             None => None,
-            Some(slots) => Some(slots.take().ok_or_else(|| {
+            Some(slots) => Some(timeout(dial.timeout, slots.room()).await.map_err(|_| {
                 Error::new(ErrorKind::Overloaded, "as many connections as policy allows, each with all its streams")
             })?),
         };
@@ -220,6 +219,10 @@ impl Driven {
 }
 
 impl Http2 {
+    pub(super) fn is_unused(&self) -> bool {
+        self.streams.get() == 0
+    }
+
     fn has_room(&self) -> bool {
         // Of one that is gone the request is given back, and another is made.
         let offered = self.app.as_ref().and_then(|app| app.offered_streams()).unwrap_or(MAX_STREAMS);
@@ -247,7 +250,11 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.streams.update(|streams| streams - 1);
-        self.0.facts.used.set(Instant::now());
+        let Self(connection) = self;
+        connection.streams.update(|streams| streams - 1);
+        connection.facts.used.set(Instant::now());
+        if let (true, Some(slot)) = (connection.is_unused(), &connection.facts.slot) {
+            slot.slots().unused();
+        }
     }
 }
