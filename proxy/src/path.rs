@@ -78,12 +78,6 @@ fn decode(path: &str) -> Result<Cow<'_, str>, Error> {
         decoded.push(byte);
         match byte {
             0..=0x1f | 0x7f | b'/' | b'\\' | b';' | b'#' | b'?' => return Err(forbidden(byte)),
-            b'%' if let [high, low, ..] = rest
-                && hex(*high).is_some()
-                && hex(*low).is_some() =>
-            {
-                return Err(ambiguous("encoded twice"));
-            }
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
             _ => {
                 out.push('%');
@@ -91,6 +85,10 @@ fn decode(path: &str) -> Result<Cow<'_, str>, Error> {
                 out.push(char::from(HEX[usize::from(low)]));
             }
         }
+    }
+    // Its hex digits may have been encoded themselves: `%25%32e`.
+    if decoded.windows(3).any(|three| three[0] == b'%' && hex(three[1]).is_some() && hex(three[2]).is_some()) {
+        return Err(ambiguous("encoded twice"));
     }
     if std::str::from_utf8(&decoded).is_err() {
         return Err(ambiguous("does not decode to UTF-8"));
@@ -220,6 +218,9 @@ mod tests {
             "/a\tb",
             "/a\0b",
             "/%252e%252e/x",
+            "/%25%32e/x",
+            "/%25%32%65/x",
+            "/%252%65",
             "/%2561dmin",
             "/%c0%ae%c0%ae/x",
             "/%c0%af",

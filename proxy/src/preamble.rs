@@ -76,8 +76,10 @@ impl Preamble {
         let mut fields = Vec::new();
         for (kind, value) in [(TRACEPARENT, &self.traceparent), (VIA, &self.via)] {
             if let Some(value) = value {
+                let length = u16::try_from(value.len()).map_err(|_| malformed("too long a preamble"))?;
                 fields.push(kind);
-                put_text(&mut fields, value);
+                fields.extend(length.to_be_bytes());
+                fields.extend_from_slice(value.as_bytes());
             }
         }
         let mut message = Vec::with_capacity(fields.len() + 7);
@@ -158,13 +160,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_is_read_and_not_a_byte_more() {
-        let preamble = Preamble { traceparent: Some("00-ab-cd-01".into()), via: Some("shop/orders-1".into()) };
+        let preamble = Preamble { traceparent: Some("00-ab-cd-01".into()), via: Some("shop/orders-1 ".repeat(250)) };
         let mut bytes = Vec::new();
         preamble.write(&mut bytes).await.unwrap();
         bytes.extend(b"app");
         let mut rest = &bytes[..];
         assert_eq!(Preamble::read(&mut rest).await.unwrap(), preamble);
         assert_eq!(rest, b"app");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_too_long_is_not_written() {
+        for length in [usize::from(MAX), 70_000] {
+            let preamble = Preamble { traceparent: None, via: Some("x".repeat(length)) };
+            let mut bytes = Vec::new();
+            assert!(preamble.write(&mut bytes).await.is_err() && bytes.is_empty());
+        }
     }
 
     #[tokio::test]
