@@ -106,9 +106,11 @@ fn normalize_path(parts: &mut Parts) -> Result<(), Error> {
     }
     let normalized = path::normalize(parts.uri.path())?;
     let absolute = parts.uri.authority().is_some();
-    if matches!(normalized, Cow::Borrowed(_)) && !parts.uri.path().is_empty() {
+    // `http://host?query` and `http://host#fragment` have a path for who asks, and none that could be sent.
+    let written = parts.uri.path_and_query().is_some_and(|path| path.as_str().starts_with(['/', '*']));
+    if matches!(normalized, Cow::Borrowed(_)) && written {
         if absolute && parts.version < Version::HTTP_2 {
-            let path = parts.uri.path_and_query().cloned();
+            let path = parts.uri.path_and_query().filter(|path| path.as_str() != "/").cloned();
             parts.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         }
         return Ok(());
@@ -174,6 +176,16 @@ mod tests {
         let mut bare = parts("GET", "http://orders.shop", Version::HTTP_11, &[]);
         receive(&mut bare, &Limits::default()).unwrap();
         assert_eq!(bare.uri, "/");
+        for (target, version, sent) in [
+            ("http://orders.shop#x", Version::HTTP_11, "/"),
+            ("http://orders.shop?q", Version::HTTP_11, "/?q"),
+            ("http://orders.shop?q#x", Version::HTTP_11, "/?q"),
+            ("http://orders.shop?q", Version::HTTP_2, "/?q"),
+        ] {
+            let mut bare = parts("GET", target, version, &[]);
+            receive(&mut bare, &Limits::default()).unwrap();
+            assert_eq!((bare.uri.path(), bare.uri.path_and_query().unwrap().as_str()), ("/", sent), "{target}");
+        }
 
         let mut old = parts("GET", "/a", Version::HTTP_10, &[("host", "a")]);
         receive(&mut old, &Limits::default()).unwrap();
