@@ -31,6 +31,7 @@ mod admin;
 pub mod app;
 pub mod authorize;
 mod body;
+pub mod capture;
 pub mod cluster;
 pub mod config;
 mod connect;

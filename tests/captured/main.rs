@@ -3,4 +3,5 @@
 
 mod inbound;
 mod outbound;
+mod rules;
 mod world;

@@ -2,7 +2,7 @@
 
 use heddle_tests::netns::Family;
 
-use crate::world::World;
+use crate::world::{World, capture};
 
 async fn by_address_and_vip(family: Family) {
     let Some(world) = World::start(family).await else { return };
@@ -43,7 +43,7 @@ async fn unknown(family: Family) {
     assert_eq!((answer.status, answer.header("heddle-error")), (503, Some("unknown-destination")), "{answer:?}");
     let outside = format!("http://{}:8083/", world.pick("10.77.0.1", "[fd77::1]"));
     // The server's pod does not capture what comes for another address.
-    world.pair.b.nft("flush table inet capture");
+    capture(&world.pair.b, &["--remove"]);
     let answer = world.curl(&[&outside]);
     assert_eq!((answer.status, answer.header("x-port")), (200, Some("8083")), "{answer:?}");
 
@@ -74,10 +74,11 @@ async fn loops(family: Family) {
     let answer = world.curl(&[&own]);
     assert_eq!((answer.status, answer.header("heddle-error")), (508, Some("loop")), "{answer:?}");
     // As rules would that forget about loopback.
-    world.pair.a.nft("flush table inet capture");
+    capture(&world.pair.a, &["--remove"]);
     world.pair.a.nft(
         "table inet capture {
            chain output {
+             type nat hook output priority -100
              tcp dport { 15001, 15006 } redirect to :15001
            }
          }",

@@ -1,12 +1,15 @@
 //! Clients in one namespace, servers in the other, a proxy in each, and traffic redirected to them.
 
-use std::{net::SocketAddr, process::Command};
+use std::{
+    net::SocketAddr,
+    process::{Command, Output},
+};
 
 use heddle_tests::{
     mesh::{Mesh, Proxy, ProxySpec},
     netns::{Family, Namespace, Pair},
     peer,
-    process::Process,
+    process::{Process, binary},
 };
 
 /// The user that proxies run as.
@@ -101,25 +104,9 @@ impl World {
         let server = mesh.proxy("test", server).await;
         let client = ProxySpec { workload: "client-1".into(), account: "client".into(), ..captured(&pair.a, family) };
         let client = mesh.proxy("test", client).await;
-        // As a pod's init container would.
-        pair.a.nft(&format!(
-            "table inet capture {{
-               chain output {{
-                 type nat hook output priority -100
-                 meta skuid {PROXY} return
-                 oifname lo return
-                 meta l4proto tcp redirect to :15001
-               }}
-             }}"
-        ));
-        pair.b.nft(
-            "table inet capture {
-               chain prerouting {
-                 type nat hook prerouting priority -100
-                 tcp dport { 8080-8099 } redirect to :15006
-               }
-             }",
-        );
+        // As a pod's init container would. The test itself looks into the proxies, from the server's side.
+        capture(&pair.a, &[]);
+        capture(&pair.b, &["--skip-inbound-ports", "15020,9701", "--skip-outbound-ports", "53,15020"]);
         Some(Self { family, _processes: (client, server, nginx), mesh, pair })
     }
 
@@ -138,6 +125,11 @@ impl World {
         curl(&self.pair.a, APP, arguments)
     }
 
+    /// curl as an app of the server's pod.
+    pub(crate) fn curl_in_server(&self, arguments: &[&str]) -> Answer {
+        curl(&self.pair.b, APP, arguments)
+    }
+
     /// curl as somebody whose traffic nobody captures.
     pub(crate) fn curl_without_sidecar(&self, arguments: &[&str]) -> Answer {
         curl(&self.pair.a, PROXY, arguments)
@@ -149,6 +141,15 @@ impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
+}
+
+/// `heddle-proxy capture`, as root there.
+pub(crate) fn capture(namespace: &Namespace, arguments: &[&str]) -> String {
+    let mut command = namespace.command("env");
+    command.arg(binary("heddle-proxy")).arg("capture").args(arguments);
+    let Output { status, stdout, stderr } = command.output().expect("it runs");
+    assert!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8_lossy(&stdout).into_owned()
 }
 
 fn captured(namespace: &Namespace, family: Family) -> ProxySpec {
