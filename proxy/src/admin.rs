@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     discovery::{Discovery, Status},
     identity::{Identity, Report},
+    learned::Learned,
     lifecycle::{Lifecycle, ShutDown, Stage},
 };
 
@@ -43,6 +44,8 @@ pub(crate) struct Admin {
     pub identity: Identity,
     /// How that goes.
     pub report: watch::Receiver<Report>,
+    /// What destinations were found to speak.
+    pub learned: Learned,
     /// Where the listeners are.
     pub addresses: serde_json::Value,
     /// Filter of the log; `None` where the process is not ours, as in tests.
@@ -169,6 +172,7 @@ impl Admin {
                 "rejected": status.rejected,
             },
             "settings": format!("{:?}", self.config),
+            "detection": self.learned.dump(),
             "discovery": self.discovery.dump().await,
         })
     }

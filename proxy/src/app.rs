@@ -30,6 +30,7 @@ use crate::{
     control_plane::causes,
     discovery::Discovery,
     identity::{Identity, Stored},
+    learned::Learned,
     lifecycle::{self, Lifecycle, ShutDown},
     state::{StateDir, StateError},
     telemetry::Telemetry,
@@ -183,6 +184,7 @@ pub fn start(config: Config, log: Option<LogHandle>) -> Result<Running, StartErr
         identity: identity.clone(),
         discovery: discovery.clone(),
         telemetry: telemetry.clone(),
+        learned: Learned::default(),
         addresses: addresses.clone(),
         log,
         drain: drain.clone(),
@@ -217,6 +219,7 @@ fn start_workers(
         limits: shared.config.limits,
         instance: format!("{}.{}", shared.workload, shared.namespace).into(),
         own_listeners,
+        learned: shared.learned.clone(),
     };
     Ok(worker::start(shared.config.workers.get(), &common, &shared.telemetry, traffic)?)
 }

@@ -43,6 +43,7 @@ pub mod fuzzing;
 pub mod headers;
 pub mod identity;
 mod inbound;
+pub mod learned;
 pub mod lifecycle;
 pub mod listener;
 mod outbound;

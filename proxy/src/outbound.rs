@@ -67,17 +67,22 @@ async fn serve_destination(
         Ok(()) => destination::resolve(worker, name).await,
         Err(error) => Err(error),
     };
-    let carried = match (destination::spoken(worker, &mut stream, destination.as_ref().ok()).await, &destination) {
+    let learn = |found| worker.learned.outbound(name, destination::leads_to(&destination), found);
+    let (spoken, found) = destination::spoken(worker, &mut stream, name, destination.as_ref().ok()).await;
+    found.into_iter().for_each(learn);
+    let carried = match (spoken, &destination) {
         (Spoken::Nothing, _) => return Ok(()),
         (Spoken::Http(carried), _) => carried,
         (Spoken::Opaque, Ok(destination)) => return opaque::serve(worker, stream, destination, record).await,
-        (Spoken::Silent, Ok(destination)) => match opaque::serve_silent(worker, stream, destination, record).await? {
-            Tentative::Http(carried, spoke) => {
-                stream = spoke;
-                carried
+        (Spoken::Silent, Ok(destination)) => {
+            match opaque::serve_silent(worker, stream, destination, learn, record).await? {
+                Tentative::Http(carried, spoke) => {
+                    stream = spoke;
+                    carried
+                }
+                Tentative::Done => return Ok(()),
             }
-            Tentative::Done => return Ok(()),
-        },
+        }
         // Whoever speaks HTTP is told what is wrong; nobody else could be.
         (Spoken::Opaque | Spoken::Silent, Err(error)) => {
             stream.reset();

@@ -288,6 +288,7 @@ impl TestMesh {
             limits,
             instance: format!("{account}-1.shop").into(),
             own_listeners: Arc::default(),
+            learned: crate::learned::Learned::default(),
         };
         self.again(common, roles)
     }

@@ -39,6 +39,7 @@ use crate::{
     exchange::Sink,
     identity::Identity,
     inbound,
+    learned::{self, Learned},
     lifecycle::Lifecycle,
     listener::{Arrival, Listener, Role},
     outbound,
@@ -70,6 +71,8 @@ pub struct Common {
     pub instance: Arc<str>,
     /// Where this proxy listens.
     pub own_listeners: Arc<[SocketAddr]>,
+    /// What destinations were found to speak.
+    pub learned: Learned,
 }
 
 /// One worker, as its connections see it.
@@ -78,6 +81,8 @@ pub(crate) struct Worker {
     pub(crate) sink: Sink,
     pub(crate) clusters: Clusters,
     pub(crate) rng: RefCell<SmallRng>,
+    /// What destinations were found to speak.
+    pub(crate) learned: Arc<learned::Shard>,
     /// For when policy changes.
     pub(crate) inbound: inbound::Connections,
     /// Connections to the app, by its address.
@@ -191,6 +196,7 @@ impl Worker {
             sink,
             clusters: Clusters::new(&common.discovery, &common.identity, common.limits, common.own_listeners.clone()),
             rng: RefCell::new(SmallRng::from_os_rng()),
+            learned: common.learned.shard(),
             inbound: inbound::Connections::default(),
             apps: RefCell::default(),
             common,

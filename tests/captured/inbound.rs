@@ -47,3 +47,16 @@ async fn callers_without_a_sidecar_get_what_policy_gives_them_over_ipv4() {
 async fn callers_without_a_sidecar_get_what_policy_gives_them_over_ipv6() {
     without_sidecar(Family::V6).await;
 }
+
+#[tokio::test]
+async fn a_peer_that_dials_the_apps_own_address_is_a_peer() {
+    for family in [Family::V4, Family::V6] {
+        // Registered is a port that is redirected.
+        let Some(world) = World::with(family, None, &["--advertise", ":8080"]).await else { return };
+        let answer = world.curl(&[&world.url(8080)]);
+        let client = answer.header("x-client").unwrap_or_default();
+        assert!(answer.status == 200 && client.contains("/sa/client"), "{answer:?}");
+        let dump = world.dump(&world.server, 'b');
+        assert_eq!(dump["detection"]["inbound"][0]["speaks"], "mtls between proxies", "{:#}", dump["detection"]);
+    }
+}

@@ -3,5 +3,6 @@
 
 mod inbound;
 mod outbound;
+mod protocols;
 mod rules;
 mod world;

@@ -10,7 +10,7 @@ use crate::world::{World, capture};
 #[test]
 fn nft_rules_are_set_again_as_often_as_one_likes_and_removed() {
     let Some(pair) = Pair::new() else { return };
-    pair.a.nft("table inet others { chain c { } }");
+    pair.a.nft("table inet others {\n chain c {\n }\n}\n");
     let before = pair.a.sh("nft list ruleset");
     let flags = ["--inbound-ports", "80,8080-8090", "--skip-subnets", "10.0.0.0/8,10.1.0.0/16,fd00::/8"];
     capture(&pair.a, &flags);

@@ -33,6 +33,7 @@ spec:
     - { port: 80, targetPort: 8080 }
     - { port: 81, targetPort: 8081, mtls: permissive }
     - { port: 82, targetPort: 8082, mtls: permissive }
+    @PORT@
   addresses: [10.99.0.1, 'fd99::1']
 ---
 apiVersion: heddle.dev/v1
@@ -43,7 +44,7 @@ spec:
   action: ALLOW
   rules:
     - { name: client, from: [{ identities: [test/client] }] }
-    - { name: anybody, from: [{ unauthenticated: true }], to: [{ ports: [81, 82] }] }
+    - { name: anybody, from: [{ unauthenticated: true }], to: [{ ports: [81, 82@MORE@] }] }
 ";
 
 const NGINX: &str = "
@@ -61,9 +62,11 @@ http {
 
 /// What there is in most tests.
 pub(crate) struct World {
+    pub(crate) client: Proxy,
+    pub(crate) server: Proxy,
     pub(crate) family: Family,
     /// They end with the world.
-    _processes: (Proxy, Proxy, Process),
+    _nginx: Process,
     pub(crate) mesh: Mesh,
     pub(crate) pair: Pair,
 }
@@ -81,6 +84,16 @@ pub(crate) struct Answer {
 impl World {
     /// Makes one whose clients dial addresses of this family; `None` where it cannot be made.
     pub(crate) async fn start(family: Family) -> Option<Self> {
+        Self::with(family, None, &[]).await
+    }
+
+    /// With one more port of `echo`, 90: what listens at this port of the server's pod.
+    pub(crate) async fn serving(family: Family, port: u16) -> Option<Self> {
+        Self::with(family, Some(port), &[]).await
+    }
+
+    /// With further flags of the server's proxy.
+    pub(crate) async fn with(family: Family, more: Option<u16>, flags: &[&str]) -> Option<Self> {
         let pair = Pair::new()?;
         for program in ["curl", "nginx"] {
             peer::find(program)?;
@@ -91,28 +104,44 @@ impl World {
         pair.b.sh("ip addr add 10.77.0.1/24 dev eth0; ip addr add fd77::1/64 dev eth0 nodad");
         let at = SocketAddr::new(server_ip, 9701).to_string();
         let mut mesh = Mesh::start(&["--mesh", &at]).await;
-        mesh.apply(RESOURCES).await;
+        let port = more.map(|port| format!("- {{ port: 90, targetPort: {port}, mtls: permissive }}"));
+        let resources = RESOURCES.replace("@MORE@", if port.is_some() { ", 90" } else { "" });
+        mesh.apply(&resources.replace("@PORT@", &port.unwrap_or_default())).await;
         let nginx = nginx(&pair.b, &mesh);
-        let ports = ["80:127.0.0.1:8080", "81:127.0.0.1:8081", "82:127.0.0.1:8082"].map(str::to_owned).to_vec();
-        let server = ProxySpec {
+        let mut ports = ["80:8080", "81:8081", "82:8082"].map(str::to_owned).to_vec();
+        ports.extend(more.map(|port| format!("90:{port}")));
+        let mut server = ProxySpec {
             workload: "echo-1".to_owned(),
             account: "echo".to_owned(),
             service: Some("echo.test".to_owned()),
             ports,
             ..captured(&pair.b, family)
         };
+        server.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
         let server = mesh.proxy("test", server).await;
         let client = ProxySpec { workload: "client-1".into(), account: "client".into(), ..captured(&pair.a, family) };
         let client = mesh.proxy("test", client).await;
         // As a pod's init container would. The test itself looks into the proxies, from the server's side.
         capture(&pair.a, &[]);
         capture(&pair.b, &["--skip-inbound-ports", "15020,9701", "--skip-outbound-ports", "53,15020"]);
-        Some(Self { family, _processes: (client, server, nginx), mesh, pair })
+        Some(Self { family, client, server, _nginx: nginx, mesh, pair })
     }
 
     /// `http://` the server's address and this port.
     pub(crate) fn url(&self, port: u16) -> String {
         format!("http://{}/", SocketAddr::new(self.pair.b.address(self.family), port))
+    }
+
+    /// The server's inbound listener, as registered.
+    pub(crate) fn inbound(&self) -> SocketAddr {
+        SocketAddr::new(self.pair.b.address(self.family), 15006)
+    }
+
+    /// A proxy's config dump, asked for in its own pod.
+    pub(crate) fn dump(&self, proxy: &Proxy, side: char) -> serde_json::Value {
+        let namespace = if side == 'a' { &self.pair.a } else { &self.pair.b };
+        let text = namespace.sh(&format!("curl -s --max-time 10 http://{}/config_dump", proxy.addresses.admin));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
     /// An address by family.

@@ -27,7 +27,6 @@ pub(super) fn rules(args: &Args) -> String {
     line("table inet heddle {");
     line("\tchain output {");
     line("\t\ttype nat hook output priority -100");
-    line("\t\tmeta l4proto != tcp return");
     line("\t\t# what stays in the pod");
     line("\t\toifname \"lo\" return");
     line("\t\t# the proxy's own");
@@ -45,17 +44,16 @@ pub(super) fn rules(args: &Args) -> String {
             line(&format!("\t\t{family} daddr {{ {} }} return", of_family.join(", ")));
         }
     }
-    line(&format!("\t\tredirect to :{}", args.outbound_port));
+    line(&format!("\t\tmeta l4proto tcp redirect to :{}", args.outbound_port));
     line("\t}");
     line("\tchain prerouting {");
     line("\t\ttype nat hook prerouting priority -100");
-    line("\t\tmeta l4proto != tcp return");
     line("\t\tiifname \"lo\" return");
     line("\t\t# what is only passing through");
     line("\t\tfib daddr type != local return");
     line(&format!("\t\ttcp dport {{ {} }} return", args.skip_inbound_ports.with(args.inbound_port)));
     match &args.inbound_ports {
-        InboundPorts::All => line(&format!("\t\tredirect to :{}", args.inbound_port)),
+        InboundPorts::All => line(&format!("\t\tmeta l4proto tcp redirect to :{}", args.inbound_port)),
         InboundPorts::Only(ports) if ports.ranges().next().is_none() => {}
         InboundPorts::Only(ports) => line(&format!("\t\ttcp dport {{ {ports} }} redirect to :{}", args.inbound_port)),
     }

@@ -34,22 +34,20 @@ delete table inet heddle
 table inet heddle {
 \tchain output {
 \t\ttype nat hook output priority -100
-\t\tmeta l4proto != tcp return
 \t\t# what stays in the pod
 \t\toifname \"lo\" return
 \t\t# the proxy's own
 \t\tmeta skuid { 2102 } return
 \t\ttcp dport { 53 } return
-\t\tredirect to :15001
+\t\tmeta l4proto tcp redirect to :15001
 \t}
 \tchain prerouting {
 \t\ttype nat hook prerouting priority -100
-\t\tmeta l4proto != tcp return
 \t\tiifname \"lo\" return
 \t\t# what is only passing through
 \t\tfib daddr type != local return
 \t\ttcp dport { 15006, 15020 } return
-\t\tredirect to :15006
+\t\tmeta l4proto tcp redirect to :15006
 \t}
 }
 ";
@@ -60,7 +58,7 @@ table inet heddle {
         "tcp dport { 22, 25 } return",
         "ip daddr { 10.0.0.0/8 } return",
         "ip6 daddr { fd00::/8 } return",
-        "redirect to :1",
+        "meta l4proto tcp redirect to :1",
         "tcp dport { 2, 8081-8082 } return",
         "tcp dport { 80, 8080-8099 } redirect to :2",
     ] {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use bytes::BytesMut;
 use tokio::{
     io::AsyncReadExt,
-    time::{sleep, timeout},
+    time::{Duration, sleep, timeout},
 };
 
 use super::{
@@ -58,10 +58,19 @@ pub(super) async fn serve_meshed(
 
 /// A connection that was silent at first.
 pub(super) struct First {
-    /// What the caller then said; none if it was not the one to speak.
-    pub(super) caller: Option<Detected>,
+    pub(super) spoke: Spoke,
     /// A connection to the app, where the caller may have an opaque one.
     pub(super) app: Option<(Port, Stream)>,
+}
+
+/// Who was the first to speak.
+pub(super) enum Spoke {
+    Caller(Detected),
+    App,
+    /// Nobody did in this time.
+    Nobody(Duration),
+    /// Nor will anybody: the proxy ends.
+    Closing,
 }
 
 /// Waits until the caller or the app speaks. The app is dialled only for a caller that may speak opaquely to it; any
@@ -71,30 +80,39 @@ pub(super) async fn wait_for_first(
     connection: &Connection,
     record: &mut ConnectionRecord,
 ) -> First {
-    let limits = connection.worker().common.limits;
+    let common = &connection.worker().common;
+    let limits = common.limits;
     let mut peek = Peek::default();
     let mut app = None;
-    let caller = {
+    let spoke = {
         let others = async {
             match admit(connection, record).await {
                 Ok(admitted) => {
                     let (_, dialled) = app.insert(admitted);
                     let mut said = BytesMut::with_capacity(4 << 10);
                     // An end or an error shows again with the next read.
-                    let _ = timeout(limits.idle_timeout, dialled.read_buf(&mut said)).await;
+                    let spoke = timeout(TUNNEL_IDLE, dialled.read_buf(&mut said)).await;
                     dialled.put_back(said.freeze());
+                    spoke.map_or(Spoke::Nobody(TUNNEL_IDLE), |_| Spoke::App)
                 }
-                Err(_) => sleep(limits.header_timeout).await,
+                Err(error) => {
+                    // A caller that speaks HTTP is told what is wrong; a peer proxy may be let in.
+                    if error.kind != ErrorKind::AppUnavailable {
+                        sleep(limits.header_timeout).await;
+                    }
+                    Spoke::Nobody(limits.header_timeout)
+                }
             }
         };
         tokio::select! {
             biased;
-            detected = peek.classify(stream) => Some(detected.unwrap_or(Detected::Ended)),
-            () = others => None,
+            detected = peek.classify(stream) => Spoke::Caller(detected.unwrap_or(Detected::Ended)),
+            spoke = others => spoke,
+            () = common.life.reached(Stage::Closing) => Spoke::Closing,
         }
     };
     stream.put_back(peek.into_bytes());
-    First { caller, app }
+    First { spoke, app }
 }
 
 /// From somebody in plaintext, who cannot be told anything. The connection to the app may be there already.

@@ -2,12 +2,15 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
+use tokio::time::Duration;
+
 use crate::{
     cluster::Cluster,
     config::DialName,
     connect::Carried,
     detect::{self, Detected},
     discovery::Resolved,
+    learned::{Because, Found, LeadsTo, Speaks},
     outcome::{Error, ErrorKind},
     snapshot::{ClusterName, Protocol, Service, ServicePort},
     stream::Stream,
@@ -41,28 +44,49 @@ pub(super) async fn resolve(worker: &Worker, name: &DialName) -> Result<Destinat
     })
 }
 
-/// What a connection speaks: as declared, else as its first bytes say.
-pub(super) async fn spoken(worker: &Worker, stream: &mut Stream, destination: Option<&Destination>) -> Spoken {
+/// What a connection speaks, and how that is known where it is: as declared, else as its first bytes say.
+pub(super) async fn spoken(
+    worker: &Worker,
+    stream: &mut Stream,
+    name: &DialName,
+    destination: Option<&Destination>,
+) -> (Spoken, Option<Found>) {
     let limits = &worker.common.limits;
     let declared = match destination {
         Some(Destination::Service { service, port, .. }) => service.ports.get(port).map(|port| port.protocol),
         Some(Destination::Outside(_)) | None => None,
     };
+    let as_declared = |spoken, speaks| (spoken, Some(Found { speaks, because: Because::Declared }));
     let wait = match declared.unwrap_or(Protocol::Detect) {
-        Protocol::Http1 => return Spoken::Http(Carried::Http1),
-        Protocol::Http2 | Protocol::Grpc => return Spoken::Http(Carried::Http2),
-        Protocol::Tcp => return Spoken::Opaque,
+        Protocol::Http1 => return as_declared(Spoken::Http(Carried::Http1), Speaks::Http1),
+        Protocol::Http2 | Protocol::Grpc => return as_declared(Spoken::Http(Carried::Http2), Speaks::Http2),
+        Protocol::Tcp => return as_declared(Spoken::Opaque, Speaks::Opaque),
         Protocol::Http => limits.idle_timeout,
+        // The dial that silence leads to may be begun sooner; what the client says is looked at all the same.
+        Protocol::Detect if worker.learned.outbound_server_speaks_first(name) => Duration::ZERO,
         Protocol::Detect => limits.detect_timeout,
     };
+    let as_said = |spoken, speaks| (spoken, Some(Found { speaks, because: Because::FirstBytes }));
     match detect::detect(stream, wait).await {
-        Ok(Detected::Http2) => Spoken::Http(Carried::Http2),
-        Ok(Detected::Http1) => Spoken::Http(Carried::Http1),
-        Ok(Detected::Ended) | Err(_) => Spoken::Nothing,
+        Ok(Detected::Http2) => as_said(Spoken::Http(Carried::Http2), Speaks::Http2),
+        Ok(Detected::Http1) => as_said(Spoken::Http(Carried::Http1), Speaks::Http1),
+        Ok(Detected::Ended) | Err(_) => (Spoken::Nothing, None),
         // Declared HTTP, so the HTTP server is to say what is wrong with it.
-        Ok(_) if declared == Some(Protocol::Http) => Spoken::Http(Carried::Http1),
-        Ok(Detected::Opaque | Detected::Tls(_)) => Spoken::Opaque,
-        Ok(Detected::Silent) => Spoken::Silent,
+        Ok(_) if declared == Some(Protocol::Http) => as_declared(Spoken::Http(Carried::Http1), Speaks::Http1),
+        Ok(Detected::Opaque) => as_said(Spoken::Opaque, Speaks::Opaque),
+        Ok(Detected::Tls(_)) => as_said(Spoken::Opaque, Speaks::Tls),
+        Ok(Detected::Silent) => (Spoken::Silent, None),
+    }
+}
+
+/// For what is learnt of a name.
+pub(super) fn leads_to(destination: &Result<Destination, Error>) -> LeadsTo {
+    match destination {
+        Ok(Destination::Service { service, port, instance }) => {
+            LeadsTo::Service { service: service.name.clone(), port: *port, instance: *instance }
+        }
+        Ok(Destination::Outside(_)) => LeadsTo::Outside,
+        Err(error) => LeadsTo::Refused(error.kind),
     }
 }
 

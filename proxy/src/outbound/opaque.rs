@@ -18,6 +18,7 @@ use crate::{
     connect::{self, Carried, Slot, Target},
     detect::{Detected, Peek},
     exchange::ConnectionRecord,
+    learned::{Because, Found, Speaks},
     lifecycle::Stage,
     outcome::{Error, ErrorKind},
     preamble::{self, Preamble},
@@ -65,11 +66,12 @@ pub(super) async fn serve(
 }
 
 /// Serves a connection on which the app has said nothing: it is dialled as opaque, and whoever speaks first
-/// decides. Is it the server, it stays opaque; is it the client, it is what it says.
+/// decides, which `learn` is told. Is it the server, it stays opaque; is it the client, it is what it says.
 pub(super) async fn serve_silent(
     worker: &Worker,
     mut stream: Stream,
     destination: &Destination,
+    learn: impl Fn(Found),
     record: &mut ConnectionRecord,
 ) -> Result<Tentative, Error> {
     let mut peek = Peek::default();
@@ -101,6 +103,7 @@ pub(super) async fn serve_silent(
         }
     };
     stream.put_back(peek.into_bytes());
+    first.found().into_iter().for_each(learn);
     match (first, &opened) {
         (First::Client(Detected::Http1), _) => return Ok(Tentative::Http(Carried::Http1, stream)),
         (First::Client(Detected::Http2), _) => return Ok(Tentative::Http(Carried::Http2, stream)),
@@ -126,6 +129,21 @@ pub(super) async fn serve_silent(
         None => serve(worker, stream, destination, record).await?,
     }
     Ok(Tentative::Done)
+}
+
+impl First {
+    /// What that says of the connection.
+    fn found(&self) -> Option<Found> {
+        let said = |speaks| Some(Found { speaks, because: Because::FirstBytes });
+        match self {
+            Self::Client(Detected::Http1) => said(Speaks::Http1),
+            Self::Client(Detected::Http2) => said(Speaks::Http2),
+            Self::Client(Detected::Tls(_)) => said(Speaks::Tls),
+            Self::Client(Detected::Opaque) => said(Speaks::Opaque),
+            Self::Server => Some(Found { speaks: Speaks::Opaque, because: Because::ServerSpokeFirst }),
+            Self::Client(Detected::Silent | Detected::Ended) | Self::Nobody(_) | Self::Closing => None,
+        }
+    }
 }
 
 /// Who was the first to speak on a connection where nobody had to.
