@@ -95,7 +95,7 @@ enum CaptureError {
     #[error("{program} refuses: {said}")]
     Refused { program: String, said: String },
     #[error("{first}; and what was set before that cannot be taken back: {second}")]
-    Half { first: Box<CaptureError>, second: Box<CaptureError> },
+    Half { first: Box<Self>, second: Box<Self> },
 }
 
 /// Does what is asked, and says what was wrong.
@@ -128,7 +128,7 @@ fn apply(args: &Args) -> Result<(), CaptureError> {
 }
 
 fn is_there(program: &str) -> bool {
-    !matches!(start(&mut Command::new(program).arg("--version")), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    !matches!(start(Command::new(program).arg("--version")), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Also where the path of an unprivileged user is set, programs for administrators are found.
