@@ -13,6 +13,7 @@ mod tests;
 use std::{
     error::Error as StdError,
     fmt,
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -21,6 +22,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Duration, timeout};
 
 pub(crate) use self::{
     expect::Expect,
@@ -29,9 +31,15 @@ pub(crate) use self::{
 };
 use crate::{exchange::Exchange, outcome};
 
+/// How long a response whose length is told waits for its first bytes. Apps write head and body one after the
+/// other: the bytes are microseconds behind.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// A body.
 pub(crate) struct Body {
     kind: Kind,
+    /// Read ahead of being asked for.
+    first: Option<Frame<Bytes>>,
     watched: Watched,
 }
 
@@ -43,6 +51,8 @@ enum Kind {
     Replay(replay::Reading),
     /// One that must not be read before the upstream asks for it.
     Expect(Box<expect::Held>),
+    /// One that broke off before it was asked for.
+    Failed(Option<BodyError>),
     #[cfg(test)]
     Test(tests::Scripted),
 }
@@ -77,7 +87,7 @@ impl Body {
     #[cfg(test)]
     pub(crate) fn scripted(pieces: &[&'static str], ends: bool) -> Self {
         let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))).collect();
-        Kind::Test(tests::Scripted { frames, ends }).into()
+        Kind::Test(tests::Scripted { frames, ends, told: false }).into()
     }
 
     /// One that may only be read once the upstream has asked for it.
@@ -93,6 +103,29 @@ impl Body {
             self.watched = Watched::Request(exchange.clone());
         }
         self
+    }
+
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => self.kind.poll_frame(cx),
+        }
+    }
+
+    /// Waits a moment for the first bytes, so that they leave in one write (and one TLS record, and one read
+    /// of the other side) with the head. A body of unknown length may be a stream whose head is urgent: it does
+    /// not wait.
+    pub(crate) async fn gather(&mut self) {
+        if self.kind.is_end_stream() || self.kind.size_hint().exact().is_none() {
+            return;
+        }
+        // The future of `timeout` asks the body first: no timer runs if the bytes are there.
+        let first = timeout(GATHER, poll_fn(|cx| self.kind.poll_frame(cx))).await;
+        match first {
+            Ok(Some(Ok(frame))) => self.first = Some(frame),
+            Ok(Some(Err(error))) => self.kind = Kind::Failed(Some(error)),
+            Ok(None) | Err(_) => {}
+        }
     }
 
     /// What is to be settled when this response is over.
@@ -125,7 +158,7 @@ impl Body {
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, watched: Watched::Nobody }
+        Self { kind, first: None, watched: Watched::Nobody }
     }
 }
 
@@ -153,6 +186,7 @@ impl Kind {
             Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Broken),
             Self::Replay(reading) => reading.poll_frame(cx),
             Self::Expect(held) => held.poll_frame(cx),
+            Self::Failed(error) => Poll::Ready(error.take().map(Err)),
             #[cfg(test)]
             Self::Test(scripted) => scripted.poll_frame(),
         }
@@ -165,6 +199,7 @@ impl Kind {
             Self::Incoming(incoming) => incoming.is_end_stream(),
             Self::Replay(reading) => reading.is_end_stream(),
             Self::Expect(held) => held.is_end_stream(),
+            Self::Failed(_) => false,
             #[cfg(test)]
             Self::Test(scripted) => scripted.is_end_stream(),
         }
@@ -177,8 +212,9 @@ impl Kind {
             Self::Incoming(incoming) => incoming.size_hint(),
             Self::Replay(reading) => reading.size_hint(),
             Self::Expect(held) => held.size_hint(),
+            Self::Failed(_) => SizeHint::default(),
             #[cfg(test)]
-            Self::Test(_) => SizeHint::default(),
+            Self::Test(scripted) => scripted.size_hint(),
         }
     }
 }
@@ -195,7 +231,7 @@ impl HttpBody for Body {
         };
         let frame = match given_up {
             Some(error) => Some(Err(BodyError::GivenUp(error))),
-            None => match this.kind.poll_frame(cx) {
+            None => match this.next(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => match &mut this.watched {
                     Watched::Response(settle) => Some(Err(BodyError::GivenUp(ready!(settle.poll_given_up(cx))))),
@@ -227,11 +263,14 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.kind.is_end_stream()
+        self.first.is_none() && self.kind.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.kind.size_hint()
+        let rest = self.kind.size_hint();
+        let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        // Only bodies of known length are read ahead.
+        if first == 0 { rest } else { SizeHint::with_exact(rest.lower() + first) }
     }
 }
 
@@ -239,6 +278,7 @@ impl Drop for Body {
     fn drop(&mut self) {
         // Of a body without bytes (or after the last) hyper does not ask for a frame.
         if let Watched::Response(settle) = &mut self.watched
+            && self.first.is_none()
             && self.kind.is_end_stream()
         {
             settle.complete();

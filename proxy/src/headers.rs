@@ -50,6 +50,17 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// What concerns one connection only, besides what `Connection` lists.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HTTP2_SETTINGS,
+];
 /// Longest `x-request-id` that is kept, bytes.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -89,18 +100,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &PROXY_AUTHENTICATE,
-        &PROXY_AUTHORIZATION,
-        &TE,
-        &TRANSFER_ENCODING,
-        &UPGRADE,
-        &HTTP2_SETTINGS,
-    ] {
-        headers.remove(name);
-    }
+    remove_where(headers, |name| HOP_BY_HOP.contains(name));
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -153,9 +153,15 @@ pub fn request_id(headers: &mut HeaderMap, rng: &mut impl rand::Rng) -> HeaderVa
     }
     // As a random UUID (RFC 9562, section 5.4) is written.
     let id = rng.random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{id:032x}");
-    let id = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    let id = HeaderValue::try_from(id).expect("hex digits");
+    let mut text = [b'-'; 36];
+    let mut nibble = 128;
+    for (at, byte) in text.iter_mut().enumerate() {
+        if !matches!(at, 8 | 13 | 18 | 23) {
+            nibble -= 4;
+            *byte = b"0123456789abcdef"[(id >> nibble) as usize & 0xf];
+        }
+    }
+    let id = HeaderValue::from_bytes(&text).expect("hex digits");
     headers.insert(X_REQUEST_ID, id.clone());
     id
 }
@@ -185,6 +191,10 @@ fn is_heddle(name: &HeaderName) -> bool {
 }
 
 fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    // Most have none: then nothing is gathered.
+    if !headers.keys().any(&unwanted) {
+        return;
+    }
     let unwanted: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
     for name in unwanted {
         headers.remove(name);
@@ -197,7 +207,8 @@ fn lists(value: &HeaderValue, token: &str) -> bool {
 
 /// Into one header line, as many apps read but the first.
 fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
-    let mut list = Vec::new();
+    let before: usize = headers.get_all(&name).iter().map(|value| value.len() + 2).sum();
+    let mut list = Vec::with_capacity(before + item.len());
     for value in headers.get_all(&name) {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");

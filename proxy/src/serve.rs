@@ -49,6 +49,10 @@ pub(crate) mod windows {
     }
 }
 
+/// hyper's own limit of headers in HTTP/1.1. Set, even to the same, it costs the copying of an array for each
+/// message.
+pub(crate) const HYPER_MAX_HEADERS: usize = 100;
+
 /// Pings that tell whether a peer with streams open is there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,11 +84,14 @@ where
     let watch = Watch::new(limits, activity.clone(), false);
     stream.replace_writes(move |bytes| if activity.is_busy() { None } else { reply::instead_of(bytes) });
     let service = service_fn(|request| answer(&watch, &handle, request));
-    let mut connection = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    if limits.max_headers != HYPER_MAX_HEADERS {
+        builder.max_headers(limits.max_headers);
+    }
+    let mut connection = builder
         .timer(TokioTimer::new())
         // hyper's would run while no request has begun, too.
         .header_read_timeout(None)
-        .max_headers(limits.max_headers)
         .max_header_size(limits.max_header_bytes as usize)
         .max_buf_size((8 << 10) + limits.max_header_bytes as usize)
         .auto_date_header(false)
@@ -129,7 +136,7 @@ where
             service_fn(|request| {
                 let busy = watch.begin();
                 let response = handle(request);
-                async move { Ok::<_, Infallible>(hold(response.await, busy)) }
+                async move { Ok::<_, Infallible>(hold(response.await, busy).await) }
             }),
         );
     watch.over(Pin::new(&mut connection), ending).await.and_then(ended)
@@ -141,12 +148,14 @@ async fn answer<F: Future<Output = Response<Body>>>(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let busy = watch.begin();
-    Ok(hold(handle(request).await, busy))
+    Ok(hold(handle(request).await, busy).await)
 }
 
-/// The connection is busy until the response has been sent.
-fn hold(mut response: Response<Body>, busy: Busy) -> Response<Body> {
-    response.body_mut().settle().busy = Some(busy);
+/// The connection is busy until the response has been sent, which begins when it is worth a write.
+async fn hold(mut response: Response<Body>, busy: Busy) -> Response<Body> {
+    let body = response.body_mut();
+    body.settle().busy = Some(busy);
+    body.gather().await;
     response
 }
 

@@ -3,8 +3,9 @@
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, task::Poll, time::SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
-use http_body::{Body as _, Frame};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Duration, sleep};
 use tokio_test::{assert_pending, assert_ready, task::spawn};
@@ -22,6 +23,8 @@ use crate::{
 pub(super) struct Scripted {
     pub(super) frames: VecDeque<Frame<Bytes>>,
     pub(super) ends: bool,
+    /// Whether its length is told beforehand.
+    pub(super) told: bool,
 }
 
 impl Scripted {
@@ -36,6 +39,17 @@ impl Scripted {
     pub(super) fn is_end_stream(&self) -> bool {
         self.ends && self.frames.is_empty()
     }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let length = self.frames.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        if self.told { SizeHint::with_exact(length) } else { SizeHint::default() }
+    }
+}
+
+/// One whose length is told.
+fn told(pieces: &[&'static str]) -> Body {
+    let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))).collect();
+    Kind::Test(Scripted { frames, ends: true, told: true }).into()
 }
 
 fn exchange() -> (Rc<Exchange>, Rc<RefCell<Vec<Outcome>>>) {
@@ -109,7 +123,7 @@ async fn trailers_tell_the_status_of_a_call() {
     let (exchange, outcomes) = exchange();
     let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("14"))]);
     let frames = VecDeque::from([Frame::data(Bytes::from_static(b"x")), Frame::trailers(trailers)]);
-    let mut body = Body::from(Kind::Test(Scripted { frames, ends: true }));
+    let mut body = Body::from(Kind::Test(Scripted { frames, ends: true, told: false }));
     body.settle().exchange = Some(exchange);
     body.collect().await.unwrap();
     assert_eq!(only(&outcomes).grpc_status, Some(14));
@@ -123,6 +137,30 @@ fn a_request_that_nobody_finished_was_given_up_by_its_caller() {
     assert!(outcomes.borrow().is_empty());
     drop(other);
     assert_eq!(only(&outcomes).error.unwrap().kind, ErrorKind::ClientGone);
+}
+
+#[tokio::test]
+async fn what_was_read_ahead_is_neither_lost_nor_counted_twice() {
+    let (exchange, outcomes) = exchange();
+    let mut body = told(&["first", "second"]);
+    body.settle().exchange = Some(exchange.clone());
+    drop(exchange);
+    body.gather().await;
+    assert_eq!(body.size_hint().exact(), Some(11));
+    assert!(!body.is_end_stream());
+    assert_eq!(text(body.collect().await), "firstsecond");
+    assert_eq!(only(&outcomes).response_bytes, 11);
+
+    let mut only_one = told(&["all"]);
+    only_one.gather().await;
+    assert!(!only_one.is_end_stream(), "the frame that was read ahead is still to come");
+    assert_eq!(text(only_one.collect().await), "all");
+}
+
+#[tokio::test]
+async fn the_head_of_a_stream_does_not_wait() {
+    let mut stream = Body::scripted(&[], false);
+    assert!(stream.gather().now_or_never().is_some());
 }
 
 #[tokio::test]
@@ -182,7 +220,7 @@ async fn a_replay_begins_anew_with_what_was_read() {
 async fn trailers_are_replayed_too() {
     let trailers = HeaderMap::from_iter([("x".parse().unwrap(), HeaderValue::from_static("y"))]);
     let frames = VecDeque::from([Frame::data(Bytes::from_static(b"x")), Frame::trailers(trailers)]);
-    let replay = Replay::new(Body::from(Kind::Test(Scripted { frames, ends: true })), 100);
+    let replay = Replay::new(Body::from(Kind::Test(Scripted { frames, ends: true, told: false })), 100);
     for _ in 0..2 {
         let body = replay.reading().collect().await.unwrap();
         assert_eq!(body.trailers().unwrap()["x"], "y");

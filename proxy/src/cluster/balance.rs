@@ -252,6 +252,9 @@ impl Balancer {
     }
 
     fn choose(&mut self, now: Instant, tried: &[SocketAddr]) -> Option<usize> {
+        if let [only] = self.ready[..] {
+            return self.usable(only, tried, None).then_some(only);
+        }
         match self.balancing {
             Balancing::PeakEwma => {
                 let first = self.draw(tried, None)?;

@@ -33,6 +33,7 @@ use crate::{
     headers::HEDDLE_ERROR,
     identity::Identity,
     outcome::{Error, ErrorKind},
+    serve::HYPER_MAX_HEADERS,
 };
 
 /// Old connections are replaced even if they are in use all the time, so that new instances behind
@@ -218,8 +219,11 @@ impl Pool {
         };
         let Connected { stream, peer, expires, epoch, took } =
             connect(&self.identity, &self.target, Carried::Http1, dial.timeout).await?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(dial.max_headers)
+        let mut builder = http1::Builder::new();
+        if dial.max_headers != HYPER_MAX_HEADERS {
+            builder.max_headers(dial.max_headers);
+        }
+        let (sender, connection) = builder
             .max_header_size(dial.max_header_bytes as usize)
             .max_buf_size(MIN_BUFFER + dial.max_header_bytes as usize)
             .handshake(TokioIo::new(stream))
