@@ -31,14 +31,15 @@ pub(crate) async fn apply(session: &Session, args: &ApplyArgs) -> Result<u8, Err
         output::print(&changes(session, &documents, &planned).await?)?;
     }
     let done = transact(session, &documents, args.dry_run).await?;
-    match args.output {
-        Format::Table => output::print(&summary(&done, args.dry_run))?,
-        format => output::print_value(&json!({ "revision": done.revision, "results": done.results }), format)?,
-    }
+    let printed = match args.output {
+        Format::Table => output::print(&summary(&done, args.dry_run)),
+        format => output::print_value(&json!({ "revision": done.revision, "results": done.results }), format),
+    };
     if args.wait {
+        // Also when nobody reads on: whether proxies take it is what was asked.
         wait(session, &done, args.timeout.0).await?;
     }
-    Ok(exit::OK)
+    printed.map(|()| exit::OK)
 }
 
 /// Shows what `apply` would change.

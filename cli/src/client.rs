@@ -162,8 +162,16 @@ impl Client {
         }
     }
 
-    /// All objects of a kind, page by page.
+    /// All objects of a kind, page by page; once more from the start if the pages are forgotten meanwhile.
     pub(crate) async fn list(&self, kind: Kind, scope: &Scope, selector: Option<&str>) -> Result<Listing, Error> {
+        match self.list_once(kind, scope, selector).await {
+            // So long after the first page that its point in time is forgotten.
+            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, scope, selector).await,
+            listing => listing,
+        }
+    }
+
+    async fn list_once(&self, kind: Kind, scope: &Scope, selector: Option<&str>) -> Result<Listing, Error> {
         let path = list_path(kind, scope);
         let mut items = Vec::new();
         let mut token: Option<String> = None;

@@ -114,12 +114,16 @@ fn proxies(object: &Object) -> String {
     let applied = object.number("/status/applied").unwrap_or(0);
     let pending = object.number("/status/pending").unwrap_or(0);
     let rejected = object.list("/status/rejected");
-    let mut text = format!("{applied} applied, {pending} pending, {} rejected", rejected.len());
+    let mut text = format!("{applied} applied, {pending} pending, {} rejected", table::rejections(object));
     if object.number("/status/observedGeneration") < object.number("/metadata/generation") {
         text.push_str(" (of an earlier generation)");
     }
     for entry in rejected {
         text.push_str(&format!("\nrejected by {}: {}", field(entry, "proxy"), field(entry, "reason")));
+    }
+    let more = table::rejections(object) - rejected.len() as u64;
+    if more > 0 {
+        text.push_str(&format!("\nand by {more} more"));
     }
     text
 }
@@ -239,7 +243,7 @@ mod tests {
             json!({"parentRefs": [{"name": "orders"}], "rules": [
                 {"backendRefs": [{"name": "orders"}, {"name": "orders", "namespace": "canary"}]}, {"backendRefs": [{"name": "orders"}]}]}),
         );
-        route.0["status"] = json!({"observedGeneration": 1, "applied": 2, "pending": 1,
+        route.0["status"] = json!({"observedGeneration": 1, "applied": 2, "pending": 1, "rejectedCount": 25,
             "rejected": [{"proxy": "shop/web-1", "reason": "regex too large"}],
             "conditions": [{"type": "BackendNotFound", "message": "canary/orders"}]});
         let mut orders = object("Service", "shop", "orders", json!({"ports": [{"port": 80}]}));
@@ -262,7 +266,7 @@ mod tests {
         for expected in [
             "Labels:      a=b\n             c=d\n",
             "Created:     2026-08-01T11:00:00Z (60m ago)\nGeneration:  2, resource version 17\n",
-            "Proxies:\n  2 applied, 1 pending, 1 rejected (of an earlier generation)\n  rejected by shop/web-1: regex too large\n",
+            "Proxies:\n  2 applied, 1 pending, 25 rejected (of an earlier generation)\n  rejected by shop/web-1: regex too large\n  and by 24 more\n",
             "Findings:\n  BackendNotFound: canary/orders\n",
             "Related:\n  backend    Service canary/orders (does not exist)\n  backend    Service shop/orders (proxies 3/3)\n  parent     Service shop/orders (proxies 3/3)\n",
         ] {

@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde_json::json;
 
+use tokio::time::Instant;
+
 use crate::{
     args::GetArgs,
     client::{Client, Listing, Scope},
@@ -16,6 +18,10 @@ use crate::{
 
 /// How long to wait before a watch that ended is taken up again.
 const RECONNECT: std::time::Duration = std::time::Duration::from_millis(500);
+/// And at most, where the control plane cannot be reached.
+const LONGEST_PAUSE: std::time::Duration = std::time::Duration::from_secs(5);
+/// After so long without it, a watch gives up.
+const AWAY: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Shows objects.
 pub(crate) async fn get(session: &Session, args: &GetArgs) -> Result<u8, Error> {
@@ -141,11 +147,13 @@ async fn watch(session: &Session, args: &GetArgs, kind: Kind, names: &[String], 
         }
     }
     let mut position = listing.resource_version;
+    let (mut pause, mut heard) = (RECONNECT, Instant::now());
     loop {
         let from = position.clone();
         let outcome = session
             .client
             .watch(kind, scope, selector, from.as_deref(), |event, object| {
+                (pause, heard) = (RECONNECT, Instant::now());
                 if let Some(version) = object.resource_version() {
                     position = Some(version.to_owned());
                 }
@@ -165,7 +173,15 @@ async fn watch(session: &Session, args: &GetArgs, kind: Kind, names: &[String], 
             })
             .await;
         match outcome {
-            Ok(()) => tokio::time::sleep(RECONNECT).await,
+            Ok(()) => {
+                (pause, heard) = (RECONNECT, Instant::now());
+                tokio::time::sleep(pause).await;
+            }
+            // It restarts, perhaps.
+            Err(Error::Unreachable { .. }) if heard.elapsed() < AWAY => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
             // The server no longer knows that point in time: what was missed can only be listed.
             Err(Error::Refused(problem)) if problem.status == 410 => {
                 output::complain("the control plane has forgotten some changes; listing again\n");

@@ -7,6 +7,7 @@
 //! 5. after the command has ended, the sidecar drains, and the command's exit code is returned.
 
 mod plan;
+mod restart;
 mod sidecar;
 mod signals;
 
@@ -15,10 +16,14 @@ use std::{ffi::OsString, io, net::SocketAddr, ops::ControlFlow, path::PathBuf, p
 use clap::Args;
 use heddle_api::resource::Duration;
 use rustix::process::Signal;
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    time::Instant,
+};
 
 use self::{
     plan::{PortMapping, UpstreamMapping},
+    restart::Restarts,
     sidecar::{Addresses, Sidecar},
     signals::Signals,
 };
@@ -247,6 +252,8 @@ async fn alone(sidecar: &mut Sidecar, signals: &mut Signals) -> Result<u8, Error
 async fn beside(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) -> Result<u8, Error> {
     let mut child = spawn(args, sidecar.addresses())?;
     let mut stopping = false;
+    let mut restarts = Restarts::new(Instant::now());
+    let mut again = None;
     loop {
         tokio::select! {
             status = child.wait() => return ended(status),
@@ -261,14 +268,26 @@ async fn beside(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) ->
                 }
                 signals::pass_on(signal, &child);
             }
-            status = sidecar.ended(), if !stopping => {
-                output::complain(&format!("heddle: the sidecar ended ({status}); starting it again\n"));
-                tokio::time::sleep(sidecar::RESTART_PAUSE).await;
+            status = sidecar.ended(), if !stopping && again.is_none() => {
+                let pause = restarts.ended(Instant::now());
+                output::complain(&format!("heddle: the sidecar ended ({status}); starting it again in {pause:?}\n"));
+                again = Some(Instant::now() + pause);
+            }
+            () = until(again), if !stopping && again.is_some() => {
+                again = None;
                 if let Err(error) = sidecar.restart() {
                     output::complain(&format!("heddle: {error}\n"));
                 }
             }
         }
+    }
+}
+
+/// Sleeps until then.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -161,12 +161,18 @@ pub(crate) fn proxies(object: &Object) -> String {
         return "-".to_owned();
     }
     let applied = object.number("/status/applied").unwrap_or(0);
-    let rejected = object.list("/status/rejected").len() as u64;
+    let rejected = rejections(object);
     let all = applied + object.number("/status/pending").unwrap_or(0) + rejected;
     match rejected {
         0 => format!("{applied}/{all}"),
         count => format!("{applied}/{all} ({count} rejected)"),
     }
+}
+
+/// How many proxies rejected an object; some of them are listed.
+pub(crate) fn rejections(object: &Object) -> u64 {
+    let listed = object.list("/status/rejected").len() as u64;
+    object.number("/status/rejectedCount").unwrap_or(0).max(listed)
 }
 
 /// `80/http>8080`.

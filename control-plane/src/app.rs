@@ -159,7 +159,9 @@ impl App {
             metrics.clone(),
         )?;
         let certificate = Arc::new(certificate);
-        needed(&watch, &broken, Arc::clone(&certificate).maintain(watch.clone()));
+        let told = hub.clone();
+        let maintain = Arc::clone(&certificate).maintain(watch.clone(), move |roots| told.set_bundle(roots));
+        needed(&watch, &broken, maintain);
 
         let store = Arc::clone(registry.store());
         let join_tokens = JoinTokens::new(Arc::clone(&store));

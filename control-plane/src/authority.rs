@@ -4,8 +4,8 @@
 mod external;
 
 use std::{
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,8 +17,8 @@ use heddle_certs::{
 use heddle_runtime::private_dir::{PrivateDir, PrivateDirError};
 use serde::{Deserialize, Serialize};
 
-use self::external::External;
 pub use self::external::ExternalError;
+use self::external::{External, Stamps};
 use crate::metrics::Metrics;
 
 /// Everything about the own authority, in one file so that it changes as one.
@@ -61,10 +61,24 @@ pub enum AuthorityFileError {
 #[derive(Debug)]
 pub struct Signer {
     current: ArcSwap<Authority>,
-    /// Where a new issuer is kept; absent for somebody else's authority.
-    own: Option<Arc<PrivateDir>>,
+    trust_domain: TrustDomain,
+    origin: Origin,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+}
+
+/// Where an authority comes from.
+#[derive(Debug)]
+enum Origin {
+    /// Made here, and kept in the data folder.
+    Own(Arc<PrivateDir>),
+    /// Somebody else's files, who replaces them when it is time.
+    External {
+        path: PathBuf,
+        data: Arc<PrivateDir>,
+        /// As they were when they were read last.
+        seen: Mutex<Option<Stamps>>,
+    },
 }
 
 /// The own authority at rest.
@@ -90,14 +104,18 @@ impl Signer {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, AuthorityFileError> {
-        let (authority, own) = match external {
+        let (authority, origin) = match external {
             Some(path) => {
+                // Stamped first: what changes while it is read is read again.
+                let seen = Mutex::new(External { path }.stamps());
                 let pem = External { path }.read(data)?;
-                (parse(trust_domain, &pem, &path.display().to_string())?, None)
+                let authority = parse(trust_domain, &pem, &path.display().to_string())?;
+                (authority, Origin::External { path: path.to_owned(), data: Arc::clone(data), seen })
             }
-            None => (load_or_make(trust_domain, data, &*clock)?, Some(Arc::clone(data))),
+            None => (load_or_make(trust_domain, data, &*clock)?, Origin::Own(Arc::clone(data))),
         };
-        let signer = Self { current: ArcSwap::from_pointee(authority), own, clock, metrics };
+        let trust_domain = trust_domain.clone();
+        let signer = Self { current: ArcSwap::from_pointee(authority), trust_domain, origin, clock, metrics };
         signer.report();
         Ok(signer)
     }
@@ -122,24 +140,54 @@ impl Signer {
         self.current.load().issue(id, options)
     }
 
-    /// Replaces the issuing certificate when it is time, if the root's key is here.
-    pub fn maintain(&self) {
+    /// Replaces the issuing certificate when it is time, or takes up what somebody else has put in the place
+    /// of theirs. Says whether the authority is another one now.
+    pub fn maintain(&self) -> bool {
         let current = self.current.load_full();
         let state = current.issuer_state(self.clock.now());
-        if matches!(state, rotation::State::Renew | rotation::State::Expired)
-            && let Err(error) = self.renew_issuer(&current)
-        {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(error, "the issuing certificate ends soon and cannot be replaced");
+        let ends_soon = matches!(state, rotation::State::Renew | rotation::State::Expired);
+        let replaced = match &self.origin {
+            Origin::Own(data) if ends_soon => self.renew_issuer(&current, data).map(|()| true),
+            Origin::Own(_) => Ok(false),
+            Origin::External { path, data, seen } => self.reload(path, data, seen),
+        };
+        match &replaced {
+            Ok(false) if ends_soon => tracing::error!(
+                "the issuing certificate ends soon; put a new one into the folder that --authority-dir names"
+            ),
+            Ok(_) => {}
+            Err(error) => {
+                self.metrics.authority_errors.inc();
+                let error: &dyn std::error::Error = error;
+                tracing::error!(error, "the authority cannot be replaced; the one before is used on");
+            }
         }
         self.report();
+        replaced.unwrap_or(false)
     }
 
-    fn renew_issuer(&self, current: &Authority) -> Result<(), AuthorityFileError> {
-        let renewed = current.renew_issuer(self.clock.now()).map_err(|source| unusable(AUTHORITY, source))?;
-        if let Some(data) = &self.own {
-            save(data, &renewed)?;
+    /// Reads somebody else's files again if they changed. All of them must fit together: one that was
+    /// replaced before the others is refused, and looked at again.
+    fn reload(&self, path: &Path, data: &PrivateDir, seen: &Mutex<Option<Stamps>>) -> Result<bool, AuthorityFileError> {
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamps = External { path }.stamps();
+        if stamps.is_some() && *seen == stamps {
+            return Ok(false);
         }
+        let place = path.display().to_string();
+        let renewed = parse(&self.trust_domain, &External { path }.read(data)?, &place)?;
+        if renewed.issuer_not_after() <= self.clock.now() {
+            return Err(unusable(&place, AuthorityError::IssuerExpired));
+        }
+        tracing::info!(path = place, "took up another authority");
+        self.current.store(Arc::new(renewed));
+        *seen = stamps;
+        Ok(true)
+    }
+
+    fn renew_issuer(&self, current: &Authority, data: &PrivateDir) -> Result<(), AuthorityFileError> {
+        let renewed = current.renew_issuer(self.clock.now()).map_err(|source| unusable(AUTHORITY, source))?;
+        save(data, &renewed)?;
         tracing::info!("made a new issuing certificate");
         self.current.store(Arc::new(renewed));
         Ok(())

@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use heddle_certs::{
-    AuthorityError, Clock, SignOptions, SpiffeId, TrustDomain, rotation,
+    AuthorityError, Clock, SignOptions, SpiffeId, TrustBundle, TrustDomain, rotation,
     tls::{self, ClientAuth, TlsError},
 };
 use heddle_runtime::drain;
@@ -80,20 +80,24 @@ impl Certificate {
         Arc::clone(&self.current.load().mesh)
     }
 
-    /// Renews it, and the issuer above it, until drained.
-    pub async fn maintain(self: Arc<Self>, drain: drain::Watch) {
+    /// Renews it, and the authority above it, until drained. Tells of the roots of each new authority.
+    pub async fn maintain(self: Arc<Self>, drain: drain::Watch, on_roots: impl Fn(TrustBundle)) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = drain.drained() => return,
             }
-            self.signer.maintain();
-            self.renew_if_due();
+            let replaced = self.signer.maintain();
+            if replaced {
+                on_roots(self.signer.bundle());
+            }
+            self.renew_if_due(replaced);
         }
     }
 
-    fn renew_if_due(&self) {
-        if self.clock.now() < self.current.load().renew_at {
+    /// Under another authority it is due at once.
+    fn renew_if_due(&self, replaced: bool) {
+        if !replaced && self.clock.now() < self.current.load().renew_at {
             return;
         }
         match sign(&self.signer, &self.id, &self.names, self.ttl, &self.clock, &self.metrics) {

@@ -21,3 +21,4 @@ pub mod registration;
 pub mod registry;
 pub mod store;
 pub mod tokens;
+mod turns;

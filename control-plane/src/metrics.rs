@@ -22,6 +22,8 @@ pub struct Metrics {
     pub revision: IntGauge,
     /// Writes to the store that failed.
     pub store_errors: IntCounter,
+    /// Authorities that could not be taken up or renewed.
+    pub authority_errors: IntCounter,
     /// SVIDs signed, by how they were asked for.
     pub certificates: IntCounterVec,
     /// Requests for SVIDs refused, by reason.
@@ -63,6 +65,7 @@ impl Metrics {
             compile_seconds: register(&registry, Histogram::with_opts(compile)?)?,
             revision: gauge("store_revision", "Revision of the store that proxies are told of")?,
             store_errors: counter("store_errors_total", "Writes to the store that failed")?,
+            authority_errors: counter("authority_errors_total", "Attempts to replace the authority that failed")?,
             certificates: counters("certificates_issued_total", "SVIDs signed", &["attestation"])?,
             certificates_refused: counters("certificates_refused_total", "Requests for SVIDs refused", &["reason"])?,
             leases: gauge("leases", "Registered workloads")?,

@@ -8,7 +8,6 @@ mod check;
 mod leases;
 #[cfg(test)]
 mod tests;
-mod turns;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,7 +26,7 @@ use heddle_runtime::drain;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use self::{leases::Leases, turns::Turns};
+use self::leases::Leases;
 use crate::{
     discovery::Hub,
     mesh::Registered,
@@ -35,6 +34,7 @@ use crate::{
     peer::Peer,
     registry::{Registration, Registry},
     store::StoreError,
+    turns::Turns,
 };
 
 /// Largest request.

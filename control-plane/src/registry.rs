@@ -19,10 +19,14 @@ mod view;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{Semaphore, broadcast, watch},
+    time::Instant,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::{Revision, Store, StoreError};
@@ -36,8 +40,12 @@ pub use self::{
     view::View,
 };
 
-/// Views of past revisions that are kept for lists that are being paged through.
-const PAST_VIEWS: usize = 4;
+/// Views of past revisions that are kept for lists that are being paged through: so many, for so long
+/// after the last page.
+const PAST_VIEWS: usize = 1000;
+const KEPT_FOR: Duration = Duration::from_secs(300);
+/// Comparisons of revisions and rollbacks at once.
+const FOLDING: usize = 2;
 /// Change sets that a subscriber may lag behind before it starts over from a view.
 const FEED: usize = 1024;
 
@@ -46,7 +54,9 @@ const FEED: usize = 1024;
 pub struct Registry {
     store: Arc<dyn Store>,
     view: Arc<ArcSwap<View>>,
-    past: Mutex<VecDeque<Arc<View>>>,
+    past: Mutex<VecDeque<(Arc<View>, Instant)>>,
+    /// Who puts revisions together: that takes memory.
+    folding: Semaphore,
     feed: broadcast::Sender<Arc<ChangeSet>>,
     /// The revision of `view`; closed when the store can no longer be followed.
     followed: watch::Receiver<Revision>,
@@ -74,7 +84,7 @@ pub enum RegistryError {
 impl Registry {
     /// Reads everything and begins to follow the store.
     pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, RegistryError> {
-        let view = View::load(&*store, None).await?;
+        let view = View::load(&*store).await?;
         let (followed_by, followed) = watch::channel(view.revision());
         let view = Arc::new(ArcSwap::from_pointee(view));
         let feed = broadcast::Sender::new(FEED);
@@ -83,6 +93,7 @@ impl Registry {
             store,
             view,
             past: Mutex::default(),
+            folding: Semaphore::new(FOLDING),
             feed,
             followed,
             writing: tokio::sync::Mutex::default(),
@@ -100,29 +111,29 @@ impl Registry {
         self.view.load_full()
     }
 
-    /// Everything, as of a past revision of the store that is not compacted yet.
-    pub async fn view_at(&self, revision: Revision) -> Result<Arc<View>, RegistryError> {
+    /// Everything as of a past revision, if that is at hand still (see [`Registry::keep`]).
+    pub fn view_at(&self, revision: Revision) -> Result<Arc<View>, StoreError> {
         let view = self.view();
         if view.revision() == revision {
             return Ok(view);
         }
-        let past = || self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = past().iter().find(|view| view.revision() == revision) {
-            return Ok(Arc::clone(view));
-        }
-        let view = Arc::new(View::load(&*self.store, Some(revision)).await?);
-        self.keep(&view);
-        Ok(view)
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = past.iter().find(|(kept, _)| kept.revision() == revision).map(|(kept, _)| Arc::clone(kept));
+        kept.ok_or(match revision > view.revision() {
+            true => StoreError::Future { requested: revision, newest: view.revision() },
+            false => StoreError::Compacted { requested: revision, oldest: view.revision() },
+        })
     }
 
-    /// Keeps a view at hand for [`Registry::view_at`].
+    /// Keeps a view at hand for [`Registry::view_at`] for some minutes, for a list that is being paged
+    /// through. Views share what did not change between them, so this costs little.
     pub fn keep(&self, view: &Arc<View>) {
+        let now = Instant::now();
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        if past.iter().all(|kept| kept.revision() != view.revision()) {
-            past.push_back(Arc::clone(view));
-            if past.len() > PAST_VIEWS {
-                past.pop_front();
-            }
+        past.retain(|(kept, until)| *until > now && kept.revision() != view.revision());
+        past.push_back((Arc::clone(view), now + KEPT_FOR));
+        if past.len() > PAST_VIEWS {
+            past.pop_front();
         }
     }
 
@@ -149,6 +160,6 @@ impl Registry {
 
     /// User-visible revisions: list, differences.
     pub fn revisions(&self) -> Revisions<'_> {
-        Revisions::new(&*self.store)
+        Revisions::new(&*self.store, &self.folding)
     }
 }

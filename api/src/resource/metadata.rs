@@ -42,6 +42,9 @@ pub struct ObjectStatus {
     pub applied: u32,
     /// How many connected proxies hold an earlier one and have not answered yet.
     pub pending: u32,
+    /// How many connected proxies rejected it.
+    #[serde(default)]
+    pub rejected_count: u32,
     /// Which proxies rejected it, and why; at most 20 are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rejected: Vec<Rejection>,

@@ -31,9 +31,6 @@ const POLL: Duration = Duration::from_millis(25);
 /// After this long in silence, what it waits for is said.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Between the end of one sidecar and the start of the next.
-pub(super) const RESTART_PAUSE: Duration = Duration::from_millis(500);
-
 /// How long peers have to stop calling before the command is told to end.
 const WITHDRAW: Duration = Duration::from_secs(8);
 

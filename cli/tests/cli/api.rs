@@ -318,6 +318,22 @@ fn deleting_everything_of_a_namespace_leaves_the_mesh_and_what_proxies_registere
 }
 
 #[test]
+fn a_list_whose_pages_are_forgotten_meanwhile_begins_anew() {
+    let pages = std::sync::atomic::AtomicUsize::new(0);
+    let fake = Fake::start(move |asked| match pages.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => json(200, &value!({"items": [service("a")], "metadata": {"continue": "x"}})),
+        1 => problem(410, &value!({"detail": "forgotten"})),
+        _ => {
+            assert!(!asked.line.contains("continue"), "{}", asked.line);
+            json(200, &value!({"items": [service("b"), service("c")], "metadata": {}}))
+        }
+    });
+    let ended = fake.run(&["get", "svc", "-n", "shop", "-o", "json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.out.contains("\"b\"") && !ended.out.contains("\"a\""), "{}", ended.out);
+}
+
+#[test]
 fn a_rollback_undoes_only_what_was_looked_at() {
     let fake = Fake::start(|asked| match asked.line.starts_with("POST") {
         true => problem(412, &value!({"detail": "the newest revision is 10, not 9"})),

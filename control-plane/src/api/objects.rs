@@ -111,7 +111,7 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
     let token = call.param("continue").map(|text| Token::decode(text, &list)).transpose()?;
     let registry = &call.api.state.registry;
     let view = match &token {
-        Some(token) => registry.view_at(token.revision).await?,
+        Some(token) => registry.view_at(token.revision)?,
         None => registry.view(),
     };
     let mut items: Vec<(AnyObject, bool)> = Vec::new();
@@ -125,6 +125,7 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
     });
     drop(found);
     if next.is_some() {
+        // For the next page.
         registry.keep(&view);
     }
     let answer = List {
@@ -161,7 +162,10 @@ fn from_view<'a>(
 pub(super) async fn put(mut call: Call) -> Result<Response, Refusal> {
     let body = call.body();
     let expected = call.expected()?;
-    let object = read(&call, &body, Why::Malformed)?;
+    let (kind, name) = (call.kind(), call.name());
+    // Off the async threads: hundreds of expressions may have to be compiled.
+    let work = tokio::task::spawn_blocking(move || read(kind, &name, &body, Why::Malformed));
+    let object = work.await.map_err(|_| Refusal::new(Why::Internal, "the object could not be read"))??;
     let result = apply(&call, Operation::Apply { object, expected }).await?;
     let status = if result.action == Action::Created { StatusCode::CREATED } else { StatusCode::OK };
     call.answer_object(status, &with_status(&call, result.object))
@@ -169,12 +173,12 @@ pub(super) async fn put(mut call: Call) -> Result<Response, Refusal> {
 
 /// A document as the object that the path names. If it has not the form of its kind: `malformed`, as
 /// it is not the document itself that was sent with a patch.
-fn read(call: &Call, document: &Value, malformed: Why) -> Result<AnyObject, Refusal> {
-    let object = validate::object(document, Some(call.kind())).map_err(|invalid| match invalid {
+fn read(kind: ObjectKind, wanted: &Name, document: &Value, malformed: Why) -> Result<AnyObject, Refusal> {
+    let object = validate::object(document, Some(kind)).map_err(|invalid| match invalid {
         Invalid::Structure(faults) => Refusal::faults(malformed, faults),
         Invalid::Meaning(faults) => Refusal::faults(Why::Invalid, faults),
     })?;
-    let (wanted, found) = (call.name(), object.name());
+    let found = object.name();
     let mut faults = Vec::new();
     let parts = [("name", &wanted.name, &found.name), ("namespace", &wanted.namespace, &found.namespace)];
     for (field, wanted, found) in parts {
@@ -211,7 +215,7 @@ pub(super) async fn patch(mut call: Call) -> Result<Response, Refusal> {
         };
         let mut document = serde_json::to_value(before).expect("an object is JSON: its maps have text keys");
         merge(&mut document, &patch);
-        Ok(Arc::new(vec![Operation::Apply { object: read(&call, &document, Why::Invalid)?, expected }]))
+        Ok(Arc::new(vec![Operation::Apply { object: read(kind, &name, &document, Why::Invalid)?, expected }]))
     };
     let applied = call.api.state.registry.apply_with(operations, &call.author(), call.flag("dryRun")).await;
     let result = only_result(applied?)?;

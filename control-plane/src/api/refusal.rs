@@ -174,6 +174,7 @@ impl From<RevisionError> for Refusal {
         match error {
             RevisionError::NotFound(_) => Self::new(Why::NotFound, text),
             RevisionError::Gone { .. } => Self::new(Why::Gone, text),
+            RevisionError::TooMuch { .. } => Self::new(Why::Invalid, text),
             RevisionError::Registry(error) => error.into(),
         }
     }

@@ -5,13 +5,13 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use heddle_api::resource::{API_VERSION, AnyObject, ObjectKind};
+use heddle_api::resource::{API_VERSION, AnyObject, Name, ObjectKind};
 use http::{
     HeaderValue,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::{
     Api,
@@ -22,12 +22,14 @@ use super::{
 };
 use crate::{
     registry::{StoredChange, View},
-    store::{Batch, Revision, StoreError, Watch},
+    store::{Batch, Event, Revision, StoreError, Watch},
     tokens::ApiToken,
 };
 
 /// How often a watch that has nothing to say tells how far it is; its token is checked then, too.
 const BOOKMARK: Duration = Duration::from_secs(15);
+/// Lines that are made ready at once; more only when these are sent.
+const READY: usize = 256;
 /// How long a watch lasts; clients go on from the last version that they were told.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
@@ -42,9 +44,22 @@ struct Watching {
     /// Up to where everything was told.
     told: Revision,
     ready: VecDeque<Bytes>,
-    bookmarks: tokio::time::Interval,
+    /// The list that comes first, as far as it was not told.
+    listing: Option<Listing>,
+    /// A transaction that is being told, and how much of it was.
+    batch: Option<(Batch, usize)>,
+    /// When its token is checked next.
+    check_at: Instant,
     end: Instant,
     done: bool,
+}
+
+/// What is there already, on its way.
+struct Listing {
+    view: Arc<View>,
+    /// Whether registered workloads are being told; they come after what is declared.
+    registered: bool,
+    after: Option<Name>,
 }
 
 pub(super) async fn watch(call: Call, selector: Selector) -> Result<Response, Refusal> {
@@ -73,9 +88,9 @@ pub(super) async fn watch(call: Call, selector: Selector) -> Result<Response, Re
         return Err(error.into());
     }
     let namespace = Some(call.part("namespace").to_owned()).filter(|namespace| !namespace.is_empty());
-    let mut bookmarks = tokio::time::interval_at(Instant::now() + BOOKMARK, BOOKMARK);
-    bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut watching = Watching {
+    let listing = from.is_none().then_some(Listing { view, registered: false, after: None });
+    let batch = first.and_then(Result::ok).map(|batch| (batch, 0));
+    let watching = Watching {
         api: Arc::clone(&call.api),
         token: call.token.clone(),
         kind: call.kind(),
@@ -84,16 +99,12 @@ pub(super) async fn watch(call: Call, selector: Selector) -> Result<Response, Re
         batches,
         told,
         ready: VecDeque::new(),
-        bookmarks,
+        listing,
+        batch,
+        check_at: Instant::now() + BOOKMARK,
         end: Instant::now() + LIFETIME,
         done: false,
     };
-    if from.is_none() {
-        watching.tell_all(&view);
-    }
-    if let Some(Ok(batch)) = first {
-        watching.tell(&batch);
-    }
     let lines = stream::unfold(watching, |mut watching| async move {
         Some((Ok::<_, std::convert::Infallible>(watching.next().await?), watching))
     });
@@ -123,71 +134,129 @@ impl Watching {
             if self.done {
                 return None;
             }
+            // By the clock: a watch with much to tell must not outlive its token either.
+            if Instant::now() >= self.check_at {
+                self.check().await;
+                continue;
+            }
+            if self.fill() {
+                continue;
+            }
             tokio::select! {
                 biased;
                 () = self.api.drain.drained() => self.done = true,
                 batch = self.batches.next() => match batch {
-                    Some(Ok(batch)) => self.tell(&batch),
+                    Some(Ok(batch)) => self.batch = Some((batch, 0)),
                     // The client asks again, and is told why then.
                     Some(Err(_)) | None => self.done = true,
                 },
-                _ = self.bookmarks.tick() => {
-                    let over = Instant::now() >= self.end;
-                    self.done = over || !self.api.doorkeeper.is_valid(&self.token).await;
-                    self.bookmark();
-                }
-                () = tokio::time::sleep_until(self.end) => {
-                    self.done = true;
-                    self.bookmark();
-                }
+                () = tokio::time::sleep_until(self.check_at) => {}
             }
         }
     }
 
-    /// What is there already.
-    fn tell_all(&mut self, view: &View) {
+    /// Whether it may go on; tells how far it is, if everything up to there was told.
+    async fn check(&mut self) {
+        let now = Instant::now();
+        self.check_at = (now + BOOKMARK).min(self.end.max(now));
+        self.done = now >= self.end || !self.api.doorkeeper.is_valid(&self.token).await;
+        if self.listing.is_none() && self.batch.is_none() {
+            self.bookmark();
+        }
+    }
+
+    /// Makes some lines ready; says whether there was anything to make them of.
+    fn fill(&mut self) -> bool {
+        if let Some(listing) = self.listing.take() {
+            self.tell_some(listing);
+            return true;
+        }
+        if let Some((batch, from)) = self.batch.take() {
+            let to = batch.events.len().min(from + READY);
+            for event in &batch.events[from..to] {
+                self.tell(event, batch.revision);
+            }
+            if to < batch.events.len() {
+                self.batch = Some((batch, to));
+            } else {
+                self.told = batch.revision;
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Some of what is there already.
+    fn tell_some(&mut self, mut listing: Listing) {
         let namespace = self.namespace.clone();
-        for object in view.list_any(self.kind, namespace.as_deref(), None) {
-            self.tell_object(None, Some(object.clone()));
-        }
-        if self.kind == ObjectKind::Workload {
-            for registration in view.registrations(namespace.as_deref(), None) {
-                if view.object(self.kind, &registration.name).is_none() {
-                    self.tell_object(None, Some(registration.to_workload().into()));
-                }
+        let view = Arc::clone(&listing.view);
+        let after = listing.after.take();
+        let objects: Vec<AnyObject> = if listing.registered {
+            let some = view.registrations(namespace.as_deref(), after).take(READY);
+            some.map(|registration| registration.to_workload().into()).collect()
+        } else {
+            view.list_any(self.kind, namespace.as_deref(), after).take(READY).cloned().collect()
+        };
+        listing.after = objects.last().map(AnyObject::name);
+        for object in objects {
+            // A declared workload stands for the registered one of its name.
+            if !listing.registered || view.object(self.kind, &object.name()).is_none() {
+                let revision = view.revision();
+                self.tell_object(None, Some(object), revision);
             }
         }
-        self.bookmark();
+        if listing.after.is_some() {
+            self.listing = Some(listing);
+        } else if self.kind == ObjectKind::Workload && !listing.registered {
+            self.listing = Some(Listing { registered: true, ..listing });
+        } else {
+            self.bookmark();
+        }
     }
 
-    fn tell(&mut self, batch: &Batch) {
-        for event in &batch.events {
-            match StoredChange::read(event) {
-                Ok(Some(change)) if change.kind == self.kind => self.tell_object(change.before, change.after),
-                Ok(_) => {}
-                Err(error) => tracing::error!(%error, "a watch leaves a change out"),
+    fn tell(&mut self, event: &Event, revision: Revision) {
+        let change = match StoredChange::read(event) {
+            Ok(Some(change)) if change.kind == self.kind => change,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::error!(%error, "a watch leaves a change out");
+                return;
+            }
+        };
+        let StoredChange { mut before, mut after, registered, .. } = change;
+        if self.kind == ObjectKind::Workload
+            && let Some(name) = before.as_ref().or(after.as_ref()).map(AnyObject::name)
+        {
+            let view = self.api.state.registry.view();
+            if registered && view.object(self.kind, &name).is_some() {
+                // Lists do not show it either.
+                return;
+            }
+            if !registered && let Some(registration) = view.registration(&name) {
+                // What is declared comes in the place of what is registered, and goes again.
+                let shown = || registration.to_workload().into();
+                before = before.or_else(|| Some(shown()));
+                after = after.or_else(|| Some(shown()));
             }
         }
-        self.told = batch.revision;
+        self.tell_object(before, after, revision);
     }
 
     /// Tells a change as those see it who watch only some objects.
-    fn tell_object(&mut self, before: Option<AnyObject>, after: Option<AnyObject>) {
+    fn tell_object(&mut self, before: Option<AnyObject>, after: Option<AnyObject>, revision: Revision) {
         let is_seen = |object: &AnyObject| {
             let metadata = object.metadata();
             let here = self.namespace.is_none() || metadata.namespace == self.namespace;
             here && self.selector.matches(&metadata.labels)
         };
         let before = before.filter(is_seen);
-        let (event, object) = match (before, after.clone().filter(is_seen)) {
+        let (event, object) = match (before, after.filter(is_seen)) {
             (None, None) => return,
             (None, Some(after)) => ("ADDED", after),
             (Some(_), Some(after)) => ("MODIFIED", after),
             // It goes, or goes out of sight: as it was last, at the version at which it went.
             (Some(mut before), None) => {
-                if let Some(after) = after {
-                    before.metadata_mut().resource_version.clone_from(&after.metadata().resource_version);
-                }
+                before.metadata_mut().resource_version = Some(revision.to_string());
                 ("DELETED", before)
             }
         };

@@ -56,7 +56,20 @@ struct Seen {
     digest: String,
 }
 
+/// By which a change of the files is noticed: of each when it changed, its size, and which file it is.
+pub(super) type Stamps = [(i64, i64, u64, u64); 3];
+
 impl External<'_> {
+    /// How the files are now; absent when one of them is.
+    pub(super) fn stamps(&self) -> Option<Stamps> {
+        let stamp = |name| {
+            let metadata = std::fs::metadata(self.path.join(name)).ok()?;
+            // Of the node, not the content: who sets the time back, or the mode right, is noticed, too.
+            Some((metadata.ctime(), metadata.ctime_nsec(), metadata.size(), metadata.ino()))
+        };
+        Some([stamp(ROOTS)?, stamp(ISSUER_CHAIN)?, stamp(ISSUER_KEY)?])
+    }
+
     pub(super) fn read(&self, data: &PrivateDir) -> Result<AuthorityPem, ExternalError> {
         let roots_pem = self.file(ROOTS, 0o022)?;
         Ok(AuthorityPem {

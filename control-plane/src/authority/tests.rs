@@ -107,3 +107,50 @@ fn the_epoch_of_foreign_roots_grows_when_they_change() {
     signer.maintain();
     assert!(!world.folder.path().join("data").join(AUTHORITY).exists(), "theirs to replace");
 }
+
+#[test]
+fn somebody_elses_authority_is_taken_up_when_its_files_change() {
+    let world = World::new();
+    let theirs = world.folder.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    let write = |name: &str, text: &str| {
+        // As a mounted secret is replaced: another file in the place of the one before.
+        std::fs::write(theirs.join("new"), text).unwrap();
+        std::fs::set_permissions(theirs.join("new"), PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::rename(theirs.join("new"), theirs.join(name)).unwrap();
+    };
+    let first = Authority::create(TrustDomain::new("td").unwrap(), world.clock.now()).unwrap();
+    let pem = first.to_pem();
+    write("roots.pem", &pem.roots_pem);
+    write("issuer.pem", &pem.issuer_chain_pem);
+    write("issuer.key", &pem.issuer_key_pem);
+    let signer = world.open(Some(&theirs)).unwrap();
+    let expiry = issuer_expiry(&signer);
+    assert!(!signer.maintain(), "nothing changed");
+
+    world.clock.advance(ISSUER_LIFETIME / 2);
+    let renewed = first.renew_issuer(world.clock.now()).unwrap().to_pem();
+    // One file after the other: in between they do not fit, and the one before goes on.
+    write("issuer.pem", &renewed.issuer_chain_pem);
+    assert!(!signer.maintain());
+    assert_eq!((issuer_expiry(&signer), signer.metrics.authority_errors.get()), (expiry, 1));
+    world.sign(&signer).unwrap();
+    write("issuer.key", &renewed.issuer_key_pem);
+    assert!(signer.maintain());
+    assert!(issuer_expiry(&signer) > expiry);
+    assert_eq!(signer.bundle().epoch(), 1, "the same roots");
+    world.clock.advance(ISSUER_LIFETIME * 3 / 4);
+    world.sign(&signer).expect("the first issuer has expired");
+
+    let second = Authority::create(TrustDomain::new("td").unwrap(), world.clock.now()).unwrap().to_pem();
+    write("roots.pem", &second.roots_pem);
+    write("issuer.pem", &second.issuer_chain_pem);
+    write("issuer.key", &second.issuer_key_pem);
+    assert!(signer.maintain());
+    assert_eq!(signer.bundle().epoch(), 2);
+    assert_ne!(signer.bundle().roots(), first.bundle().roots());
+    assert!(!signer.maintain());
+    std::fs::remove_file(theirs.join("issuer.key")).unwrap();
+    assert!(!signer.maintain());
+    world.sign(&signer).expect("what was read is kept");
+}

@@ -180,6 +180,9 @@ impl Catalog {
 
     /// Changes the roots.
     pub(super) fn set_bundle(&mut self, bundle: TrustBundle) -> Vec<(StreamId, Touched)> {
+        if self.bundle == bundle {
+            return Vec::new();
+        }
         self.bundle = bundle;
         let keys = self.watchers.keys().filter(|key| key.0 == ResourceKind::TrustBundle).cloned().collect();
         self.touch(keys)

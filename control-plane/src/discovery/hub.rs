@@ -301,7 +301,10 @@ impl Handle {
 
     fn handle_slice(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let Some(kind) = ResourceKind::from_type_url(&request.type_url) else {
-            return Err(Status::invalid_argument(format!("unknown type_url {:?}", clip(&request.type_url))));
+            // A later proxy asks for what only a later control plane has: it gets everything else.
+            self.hub.0.metrics.refused_subscriptions.inc_by(request.resource_names_subscribe.len() as u64);
+            tracing::debug!(type_url = clip(&request.type_url), "a proxy asks for an unknown type");
+            return Ok(());
         };
         if request.resource_names_subscribe.iter().any(|name| name == "*") {
             return Err(Status::invalid_argument("there is no wildcard subscription; subscribe to names"));

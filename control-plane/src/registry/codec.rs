@@ -84,6 +84,8 @@ pub struct StoredChange {
     pub before: Option<AnyObject>,
     /// After; absent: it was removed.
     pub after: Option<AnyObject>,
+    /// Whether it is a workload that its proxy registered.
+    pub registered: bool,
 }
 
 impl StoredChange {
@@ -93,14 +95,15 @@ impl StoredChange {
             Subject::Object(kind, _) => {
                 let decode =
                     |entry: &Option<KeyValue>| entry.as_ref().map(|entry| decode_object(kind, entry)).transpose();
-                Some(Self { kind, before: decode(&event.before)?, after: decode(&event.after)? })
+                Some(Self { kind, before: decode(&event.before)?, after: decode(&event.after)?, registered: false })
             }
             Subject::Registration(name) => {
                 let decode = |entry: &Option<KeyValue>| -> Result<Option<AnyObject>, RegistryError> {
                     let registration = entry.as_ref().map(|entry| decode_registration(&name, entry)).transpose()?;
                     Ok(registration.map(|registration| registration.to_workload().into()))
                 };
-                Some(Self { kind: ObjectKind::Workload, before: decode(&event.before)?, after: decode(&event.after)? })
+                let (before, after) = (decode(&event.before)?, decode(&event.after)?);
+                Some(Self { kind: ObjectKind::Workload, before, after, registered: true })
             }
             Subject::Head | Subject::Other => None,
         })

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::{
     Author, Change, Operation, RegistryError, View,
@@ -20,6 +21,8 @@ pub type RevisionNumber = u64;
 
 /// Revisions that are kept; older ones cannot be restored.
 const KEPT: u64 = 1000;
+/// Bytes of changes that are put together for a comparison or a rollback.
+const MAX_FOLDED: usize = 256 << 20;
 const SUMMARIES: &str = "/revisions/summary/";
 const CHANGES: &str = "/revisions/changes/";
 
@@ -84,6 +87,14 @@ pub enum RevisionError {
         requested: RevisionNumber,
         /// The oldest that is kept.
         oldest: RevisionNumber,
+    },
+    /// More changed in between than is put together at once.
+    #[error("more than {} MiB changed between the revisions {from} and {to}; go by steps", MAX_FOLDED >> 20)]
+    TooMuch {
+        /// The first.
+        from: RevisionNumber,
+        /// The last.
+        to: RevisionNumber,
     },
     /// The registry failed.
     #[error(transparent)]
@@ -158,11 +169,12 @@ fn changes_key(number: RevisionNumber) -> Arc<str> {
 #[derive(Clone, Copy, Debug)]
 pub struct Revisions<'a> {
     store: &'a dyn Store,
+    folding: &'a Semaphore,
 }
 
 impl<'a> Revisions<'a> {
-    pub(super) fn new(store: &'a dyn Store) -> Self {
-        Self { store }
+    pub(super) fn new(store: &'a dyn Store, folding: &'a Semaphore) -> Self {
+        Self { store, folding }
     }
 
     /// Those that are kept, oldest first.
@@ -177,7 +189,7 @@ impl<'a> Revisions<'a> {
         let summary = self.store.read(&summary_key(number), None).await?;
         let changes = self.store.read(&changes_key(number), None).await?;
         match (summary, changes) {
-            (Some(summary), Some(changes)) => Ok((parse(&summary)?, parse(&changes)?)),
+            (Some(summary), Some(changes)) => Ok((parse(&summary)?, parse_apart(changes).await?)),
             _ => Err(RevisionError::NotFound(number)),
         }
     }
@@ -241,12 +253,19 @@ impl<'a> Revisions<'a> {
         from: RevisionNumber,
         to: RevisionNumber,
     ) -> Result<BTreeMap<(ObjectKind, Name), (Option<Value>, Option<Value>)>, RevisionError> {
+        // Closed never: it goes with the registry.
+        let _turn = self.folding.acquire().await.map_err(|_| StoreError::Closed)?;
         let mut folded = BTreeMap::new();
+        let mut bytes = 0;
         for number in from + 1..=to {
             let Some(entry) = self.store.read(&changes_key(number), None).await? else {
                 return Err(RevisionError::Gone { requested: from, oldest: number + 1 });
             };
-            for change in parse::<Vec<Difference>>(&entry)? {
+            bytes += entry.value.len();
+            if bytes > MAX_FOLDED {
+                return Err(RevisionError::TooMuch { from, to });
+            }
+            for change in parse_apart::<Vec<Difference>>(entry).await? {
                 let Some(kind) = ObjectKind::from_kind(&change.kind) else { continue };
                 let name = Name::new(change.namespace.as_deref().unwrap_or_default(), &change.name);
                 folded
@@ -276,4 +295,9 @@ impl<'a> Revisions<'a> {
 fn parse<T: serde::de::DeserializeOwned>(entry: &KeyValue) -> Result<T, RevisionError> {
     serde_json::from_slice(&entry.value)
         .map_err(|error| RegistryError::Unreadable { key: Arc::clone(&entry.key), reason: error.to_string() }.into())
+}
+
+/// As [`parse`], off the async threads: it may be many MiB.
+async fn parse_apart<T: serde::de::DeserializeOwned + Send + 'static>(entry: KeyValue) -> Result<T, RevisionError> {
+    tokio::task::spawn_blocking(move || parse(&entry)).await.map_err(|_| StoreError::Closed)?
 }

@@ -198,18 +198,28 @@ async fn a_subscriber_that_lags_starts_over() {
     registry.rollback(oldest, None, &author(), true).await.unwrap();
 }
 
-#[tokio::test]
-async fn past_views_are_read_from_the_store() {
+#[tokio::test(start_paused = true)]
+async fn past_views_are_kept_for_a_while_and_never_read_anew() {
     let folder = tempfile::tempdir().unwrap();
     let registry = registry(&folder).await;
-    for port in 1..10 {
+    for port in 1..=9 {
         registry.apply(vec![apply(service("a", port))], &author(), false).await.unwrap();
+        if port < 4 {
+            registry.keep(&registry.view());
+        }
     }
-    for revision in [3, 5, 9, 3] {
-        let view = registry.view_at(revision).await.unwrap();
+    for revision in [3, 1, 9, 3] {
+        let view = registry.view_at(revision).unwrap();
         assert_eq!(ports(&view), [("a".to_owned(), u16::try_from(revision).unwrap())]);
     }
-    assert!(registry.view_at(99).await.is_err());
+    assert!(matches!(registry.view_at(5), Err(StoreError::Compacted { requested: 5, .. })), "nobody pages through it");
+    assert!(matches!(registry.view_at(99), Err(StoreError::Future { .. })));
+    tokio::time::advance(KEPT_FOR - Duration::from_secs(1)).await;
+    registry.keep(&registry.view_at(3).unwrap());
+    tokio::time::advance(Duration::from_secs(2)).await;
+    registry.keep(&registry.view());
+    assert!(registry.view_at(3).is_ok(), "another page was asked for");
+    assert!(registry.view_at(1).is_err());
 }
 
 #[tokio::test]

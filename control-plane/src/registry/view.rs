@@ -35,9 +35,9 @@ pub struct View {
 
 impl View {
     /// Reads everything from the store.
-    pub(super) async fn load(store: &dyn Store, at: Option<Revision>) -> Result<Self, RegistryError> {
+    pub(super) async fn load(store: &dyn Store) -> Result<Self, RegistryError> {
         let mut view = Self::default();
-        let mut at = at;
+        let mut at = None;
         for prefix in [codec::OBJECTS, codec::REGISTERED, codec::HEAD] {
             let mut after = None;
             loop {

@@ -14,7 +14,10 @@ use super::{
     TokenError,
     secret::{self, Secret},
 };
-use crate::store::{KeyValue, Outcome, Range, Store, StoreError, Transaction};
+use crate::{
+    store::{KeyValue, Outcome, Range, Store, StoreError, Transaction},
+    turns::Turns,
+};
 
 const PREFIX: &str = "hjt";
 const KEYS: &str = "/tokens/join/";
@@ -100,6 +103,8 @@ struct Stored {
 #[derive(Clone, Debug)]
 pub struct JoinTokens {
     store: Arc<dyn Store>,
+    /// Who redeems a token has its turn, so that many at once need not try again and again.
+    turns: Arc<Turns>,
 }
 
 impl JoinTokens {
@@ -110,7 +115,7 @@ impl JoinTokens {
 
     /// The tokens in this store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, turns: Arc::default() }
     }
 
     /// Makes a token; also returns its text, which is never shown again. Forgets those that have
@@ -163,6 +168,7 @@ impl JoinTokens {
     pub async fn redeem(&self, text: &str, requester: &[u8], now: SystemTime) -> Result<Redeemed, RedeemError> {
         let (id, secret) = secret::parse(PREFIX, text).ok_or(RedeemError::Unknown)?;
         let requester = secret::hex(&digest::digest(&digest::SHA256, requester).as_ref()[..16]);
+        let _turn = self.turns.of(&id).await;
         for _ in 0..TRIES {
             let entry = self.store.read(&key(id), None).await?;
             let stored = entry.as_ref().map(parse).transpose().map_err(RedeemError::Unavailable)?;

@@ -1,6 +1,7 @@
 //! Lists, pages and watches.
 
 use axum::body::BodyDataStream;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures_util::StreamExt as _;
 
 use super::*;
@@ -124,11 +125,17 @@ async fn pages_are_as_of_one_moment() {
     for n in 0..10 {
         for name in ["x", "y", "z", "w", "v"] {
             server.labelled(name, json!({ "n": n.to_string() })).await;
-            // Other pages push the kept view out.
             server.get("/v1/services?limit=1").await.expect(200);
         }
     }
-    server.get(&format!("/v1/services?limit=2&continue={next}")).await.expect(410);
+    // Neither writes nor those who page through other lists end it.
+    let again = server.get(&format!("/v1/services?limit=2&continue={next}")).await.expect(200).json();
+    assert_eq!(names(&again), ["c", "d"]);
+    // What nobody pages through is not read anew, whatever a token says.
+    let mut token: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(next).unwrap()).unwrap();
+    token["revision"] = json!(token["revision"].as_u64().unwrap() - 1);
+    let made_up = BASE64_URL_SAFE_NO_PAD.encode(token.to_string());
+    server.get(&format!("/v1/services?limit=2&continue={made_up}")).await.expect(410);
 }
 
 #[tokio::test]
@@ -251,4 +258,57 @@ async fn a_watch_ends_with_its_token() {
         bookmarks += 1;
     }
     assert!(bookmarks <= 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_has_the_version_at_which_it_went() {
+    let server = Server::start().await;
+    server.put_service("orders").await.expect(201);
+    let mut watch = server.watch("/v1/services?watch=true").await;
+    watch.expect("ADDED", "orders").await;
+    assert_eq!(watch.next().await.unwrap().0, "BOOKMARK");
+    server.delete("/v1/namespaces/shop/services/orders").await.expect(200);
+    let event: Value = serde_json::from_str(&watch.line().await.unwrap()).unwrap();
+    let now = server.state.registry.view().revision().to_string();
+    assert_eq!((&event["type"], &event["object"]["metadata"]["resourceVersion"]), (&json!("DELETED"), &json!(now)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_declared_workload_stands_for_the_registered_one_in_watches_too() {
+    let server = Server::start().await;
+    server.put_service("orders").await.expect(201);
+    server.register("vm").await;
+    let mut watch = server.watch("/v1/workloads?watch=true").await;
+    watch.expect("ADDED", "vm").await;
+    assert_eq!(watch.next().await.unwrap().0, "BOOKMARK");
+    let declared = json!({ "address": "10.0.0.1", "inboundPort": 1, "serviceAccount": "orders",
+        "services": [{ "name": "orders" }] });
+    server.put("/v1/namespaces/shop/workloads/vm", &object("Workload", "vm", declared)).await.expect(201);
+    watch.expect("MODIFIED", "vm").await;
+    // The proxy goes: what was declared is there still. Then it is declared no more.
+    let name = heddle_api::resource::Name::new("shop", "vm");
+    let known = server.state.registry.view().registration(&name).cloned().unwrap();
+    assert!(server.state.registry.deregister(&[known]).await.unwrap());
+    server.delete("/v1/namespaces/shop/workloads/vm").await.expect(200);
+    watch.expect("DELETED", "vm").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_list_is_made_ready_bit_by_bit() {
+    let server = Server::start().await;
+    let operations: Vec<_> = (0..700).map(|index| json!({ "apply": service(&format!("s{index:03}")) })).collect();
+    server.call(Method::POST, "/v1/transactions", &json!({ "operations": operations })).await.expect(200);
+    let mut watch = server.watch("/v1/services?watch=true").await;
+    for index in 0..700 {
+        watch.expect("ADDED", &format!("s{index:03}")).await;
+    }
+    assert_eq!(watch.next().await.unwrap().0, "BOOKMARK");
+    // A transaction of many, too.
+    let operations: Vec<_> = (0..600)
+        .map(|index| json!({ "delete": { "kind": "Service", "namespace": "shop", "name": format!("s{index:03}") } }))
+        .collect();
+    server.call(Method::POST, "/v1/transactions", &json!({ "operations": operations })).await.expect(200);
+    for index in 0..600 {
+        watch.expect("DELETED", &format!("s{index:03}")).await;
+    }
 }

@@ -76,6 +76,7 @@ impl Inner {
                 Standing::Applied => status.applied += 1,
                 Standing::Pending => status.pending += 1,
                 Standing::Rejected(reason) => {
+                    status.rejected_count += 1;
                     if status.rejected.len() < MAX_REJECTIONS
                         && let Some(stream) = self.streams.get(&id)
                     {

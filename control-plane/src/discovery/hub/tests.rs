@@ -159,3 +159,43 @@ async fn who_waits_for_endpoints_is_woken_by_their_answers() {
     assert!(settled.await.unwrap());
     assert!(hub.lock().settling.is_empty());
 }
+
+#[tokio::test]
+async fn a_type_of_a_later_release_costs_nobody_the_stream() {
+    let hub = hub();
+    let handle = hub.open(proxy("web", "shop/web-1")).unwrap();
+    let later = DeltaDiscoveryRequest {
+        type_url: "type.googleapis.com/heddle.discovery.v9.RateLimit".to_owned(),
+        resource_names_subscribe: vec!["shop/orders".to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    handle.handle(later).await.unwrap();
+    assert_eq!(hub.0.metrics.refused_subscriptions.get(), 1);
+    subscribe(&handle, ResourceKind::Service, "shop/orders").await;
+    assert_eq!(handle.next().await.unwrap().resources.len(), 1);
+}
+
+#[tokio::test]
+async fn all_rejections_are_counted_and_some_listed() {
+    let hub = hub();
+    let mut handles = Vec::new();
+    for index in 0..30 {
+        let handle = hub.open(proxy("web", &format!("shop/web-{index}"))).unwrap();
+        subscribe(&handle, ResourceKind::Service, "shop/orders").await;
+        let response = handle.next().await.unwrap();
+        let refusal = DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            error_detail: Some(heddle_api::proto::ads::Status {
+                code: 3,
+                message: "no".to_owned(),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        };
+        handle.handle(refusal).await.unwrap();
+        handles.push(handle);
+    }
+    let status = hub.object_status(ObjectKind::Service, &Name::new("shop", "orders"), 1, 1);
+    assert_eq!((status.rejected_count, status.rejected.len()), (30, 20));
+}

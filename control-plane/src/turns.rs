@@ -3,10 +3,9 @@
 
 use std::{
     collections::BTreeSet,
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, Hash, RandomState},
 };
 
-use heddle_api::resource::Name;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Names that fall together share a turn.
@@ -14,7 +13,7 @@ const SHARDS: usize = 256;
 
 /// One turn for each name.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     shards: Vec<Mutex<()>>,
     hasher: RandomState,
 }
@@ -27,12 +26,12 @@ impl Default for Turns {
 
 impl Turns {
     /// Waits for the turn of a name. Who has one must not wait for another.
-    pub(super) async fn of(&self, name: &Name) -> MutexGuard<'_, ()> {
+    pub(crate) async fn of(&self, name: &impl Hash) -> MutexGuard<'_, ()> {
         self.shards[self.shard(name)].lock().await
     }
 
     /// Waits for the turns of several names; always in the same order, so that nobody waits in a circle.
-    pub(super) async fn all_of(&self, names: &[Name]) -> Vec<MutexGuard<'_, ()>> {
+    pub(crate) async fn all_of(&self, names: &[impl Hash]) -> Vec<MutexGuard<'_, ()>> {
         let shards: BTreeSet<_> = names.iter().map(|name| self.shard(name)).collect();
         let mut turns = Vec::with_capacity(shards.len());
         for shard in shards {
@@ -41,7 +40,27 @@ impl Turns {
         turns
     }
 
-    fn shard(&self, name: &Name) -> usize {
+    fn shard(&self, name: &impl Hash) -> usize {
         (self.hasher.hash_one(name) % SHARDS as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_one_ones_at_a_time_and_others_go_on() {
+        let turns = Turns::default();
+        let names: Vec<usize> = (0..1000).collect();
+        let first = turns.of(&names[0]).await;
+        let now = |name: &usize| turns.shards[turns.shard(name)].try_lock().is_ok();
+        assert!(!now(&names[0]));
+        assert!(names.iter().filter(|name| now(name)).count() > 900);
+        drop(first);
+        let all = turns.all_of(&names).await;
+        assert!(!names.iter().any(now));
+        drop(all);
+        assert!(names.iter().all(now));
     }
 }
