@@ -301,6 +301,9 @@ impl Handle {
 
     fn handle_slice(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let Some(kind) = ResourceKind::from_type_url(&request.type_url) else {
+            if request.type_url.is_empty() {
+                return Err(Status::invalid_argument("a message must carry a type_url"));
+            }
             // A later proxy asks for what only a later control plane has: it gets everything else.
             self.hub.0.metrics.refused_subscriptions.inc_by(request.resource_names_subscribe.len() as u64);
             tracing::debug!(type_url = clip(&request.type_url), "a proxy asks for an unknown type");
