@@ -193,7 +193,7 @@ pub struct Limits {
     pub max_streams: u32,
     /// HTTP/2 streams that a peer may reset before they are answered, until the connection is closed.
     pub max_resets: usize,
-    /// A downstream connection without a request.
+    /// A downstream connection without a request, or one that takes nothing of a response that is there.
     pub idle_timeout: Duration,
 }
 

@@ -147,7 +147,7 @@ async fn forward(
     connection.clean(&mut parts, exchange);
     let destination = destination::resolve(worker, &name).await?;
     match connection.route(&destination, &front, &parts, exchange).await? {
-        Routed::Redirect(response) => Ok(reply::of(response, exchange)),
+        Routed::Redirect(response) => Ok(reply::of(*response, exchange)),
         Routed::To(cluster, chosen) => {
             let instance = destination.instance();
             let forward = Forward { front, parts, body, upgraded, trace, chosen, instance };

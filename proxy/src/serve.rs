@@ -4,6 +4,7 @@
 //! connection is watched: a request whose headers do not come to an end, a connection that is idle for too long,
 //! and the end of the proxy's own life end it, each in its way.
 
+mod flow;
 mod front;
 pub(crate) mod reply;
 #[cfg(test)]
@@ -22,7 +23,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, time::Duration};
 
-use self::watch::{Connection, Cut, Watch};
+use self::{
+    flow::Streams,
+    watch::{Connection, Cut, Watch},
+};
 pub(crate) use self::{
     front::{Front, authority, is_grpc, receive},
     watch::{Busy, Ending},
@@ -39,7 +43,7 @@ pub(crate) mod windows {
     /// Of a stream: 25 MB/s at 10 ms.
     pub(crate) const STREAM: u32 = 256 << 10;
     /// What waits to be sent on a stream, at most.
-    pub(crate) const SEND_BUFFER: usize = 256 << 10;
+    pub(crate) const SEND_BUFFER: usize = 64 << 10;
 
     /// Of a connection: as large as all its streams' together, so that streams whose readers are slow
     /// never hold up the others.
@@ -57,10 +61,12 @@ pub(crate) const HYPER_MAX_HEADERS: usize = 100;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Spawns hyper's tasks on this worker.
+/// Spawns hyper's tasks on this worker, for the apps and clients of tests.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Local;
 
+#[cfg(test)]
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, future: F) {
         tokio::task::spawn_local(future);
@@ -98,11 +104,19 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let cut = watch.over(Pin::new(&mut connection), ending).await;
-    if let Some(Cut::HeaderTimeout(error)) = &cut
-        && let Some(parts) = connection.into_parts()
-    {
-        // Nobody has answered it yet.
-        let _ = parts.io.into_inner().write_all(&reply::raw(error)).await;
+    match &cut {
+        Some(Cut::HeaderTimeout(error)) => {
+            if let Some(parts) = connection.into_parts() {
+                // Nobody has answered it yet.
+                let _ = parts.io.into_inner().write_all(&reply::raw(error)).await;
+            }
+        }
+        Some(Cut::Overdue) => {
+            if let Some(parts) = connection.into_parts() {
+                parts.io.into_inner().reset();
+            }
+        }
+        Some(Cut::Idle | Cut::Broken(_)) | None => {}
     }
     cut.and_then(ended)
 }
@@ -118,7 +132,8 @@ where
     F: Future<Output = Response<Body>> + 'static,
 {
     let watch = Watch::new(limits, stream.watch(), true);
-    let mut connection = http2::Builder::new(Local)
+    let streams = Streams::new(limits.idle_timeout);
+    let mut connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.max_streams)
         .initial_stream_window_size(windows::STREAM)
@@ -135,6 +150,7 @@ where
             TokioIo::new(stream),
             service_fn(|request| {
                 let busy = watch.begin();
+                streams.begin(&busy);
                 let response = handle(request);
                 async move { Ok::<_, Infallible>(hold(response.await, busy).await) }
             }),
@@ -154,7 +170,9 @@ async fn answer<F: Future<Output = Response<Body>>>(
 /// The connection is busy until the response has been sent, which begins when it is worth a write.
 async fn hold(mut response: Response<Body>, busy: Busy) -> Response<Body> {
     let body = response.body_mut();
-    body.settle().busy = Some(busy);
+    let settle = body.settle();
+    busy.flow().begin(settle);
+    settle.busy = Some(busy);
     body.gather().await;
     response
 }
@@ -169,7 +187,7 @@ where
     }
 }
 
-impl<S> Connection for http2::Connection<TokioIo<Stream>, S, Local>
+impl<S> Connection for http2::Connection<TokioIo<Stream>, S, Streams>
 where
     S: HttpService<Incoming, ResBody = Body>,
     S::Future: 'static,
@@ -183,7 +201,8 @@ where
 fn ended(cut: Cut) -> Ended {
     match cut {
         Cut::HeaderTimeout(error) => Some(error),
-        Cut::Idle => None,
+        // Of the second, its request tells.
+        Cut::Idle | Cut::Overdue => None,
         Cut::Broken(error) if error.is_parse_too_large() => Some(reply::too_large()),
         Cut::Broken(error) if error.is_parse() => Some(Error::new(ErrorKind::BadRequest, error.to_string())),
         // The caller went away, or sent what only HTTP/2 answers by itself.

@@ -46,6 +46,9 @@ pub(crate) struct Settle {
 impl Settle {
     /// A frame passes.
     pub(super) fn note(&mut self, frame: &Frame<Bytes>) {
+        if let Some(busy) = &self.busy {
+            busy.gives();
+        }
         if let Some(data) = frame.data_ref() {
             self.bytes += data.remaining() as u64;
         } else if let Some(trailers) = frame.trailers_ref() {
@@ -64,6 +67,9 @@ impl Settle {
 
     /// Ready when the response must be given up: time is over, or policy has changed.
     pub(super) fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if let Some(busy) = &self.busy {
+            busy.waits();
+        }
         if let Some((sleep, kind)) = &mut self.deadline
             && sleep.as_mut().poll(cx).is_ready()
         {

@@ -49,7 +49,7 @@ pub(super) struct Arrived {
 
 /// Where a request goes.
 pub(super) enum Routed {
-    Redirect(Response<Body>),
+    Redirect(Box<Response<Body>>),
     To(Rc<Cluster>, Option<Chosen>),
 }
 
@@ -163,7 +163,7 @@ impl Connection {
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = status;
                 response.headers_mut().insert(LOCATION, location);
-                Ok(Routed::Redirect(response))
+                Ok(Routed::Redirect(Box::new(response)))
             }
         }
     }

@@ -10,6 +10,7 @@ use std::{
 
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until};
 
+use super::flow::{Flow, Overdue};
 use crate::{
     config::Limits,
     lifecycle::{Lifecycle, Stage},
@@ -68,6 +69,8 @@ pub(super) enum Cut {
     HeaderTimeout(Error),
     /// Nothing was asked for too long.
     Idle,
+    /// A response was given up whose receiver takes nothing of it.
+    Overdue,
     /// hyper gave up.
     Broken(hyper::Error),
 }
@@ -92,15 +95,37 @@ struct State {
     idle_since: Cell<Instant>,
     /// Reads, to tell a request that has begun from none.
     activity: Activity,
+    /// The response of HTTP/1.1, which has one at a time.
+    flow: Rc<Flow>,
 }
 
 /// A request under way; the connection is not idle until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Busy(Rc<State>);
+pub(crate) struct Busy {
+    state: Rc<State>,
+    flow: Rc<Flow>,
+}
+
+impl Busy {
+    pub(super) fn flow(&self) -> &Rc<Flow> {
+        &self.flow
+    }
+
+    /// The response's body gives a piece.
+    pub(crate) fn gives(&self) {
+        self.flow.gives();
+    }
+
+    /// The response's body has nothing to give for now.
+    pub(crate) fn waits(&self) {
+        self.flow.waits();
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let Self(state) = self;
+        let Self { state, flow } = self;
+        flow.end();
         state.requests.update(|requests| requests - 1);
         if state.requests.get() == 0 {
             // What was read so far was its body.
@@ -113,7 +138,12 @@ impl Drop for Busy {
 impl Watch {
     pub(super) fn new(limits: &Limits, activity: Activity, multiplexed: bool) -> Self {
         Self {
-            state: Rc::new(State { requests: Cell::new(0), idle_since: Cell::new(Instant::now()), activity }),
+            state: Rc::new(State {
+                requests: Cell::new(0),
+                idle_since: Cell::new(Instant::now()),
+                activity,
+                flow: Rc::default(),
+            }),
             multiplexed,
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
@@ -124,7 +154,8 @@ impl Watch {
     pub(super) fn begin(&self) -> Busy {
         self.state.activity.clear(true);
         self.state.requests.update(|requests| requests + 1);
-        Busy(self.state.clone())
+        let flow = if self.multiplexed { Rc::default() } else { self.state.flow.clone() };
+        Busy { state: self.state.clone(), flow }
     }
 
     /// Runs a connection to its end.
@@ -133,6 +164,7 @@ impl Watch {
         let mut has_ended = false;
         let mut timer = None;
         let mut phase = Phase::Busy;
+        let mut overdue = Overdue::new(self.idle_timeout);
         poll_fn(|cx| {
             if !has_ended && end.as_mut().poll(cx).is_ready() {
                 has_ended = true;
@@ -143,7 +175,9 @@ impl Watch {
                     return Poll::Ready(result.err().map(Cut::Broken));
                 }
                 phase = self.phase(phase);
-                let Some(until) = self.until(phase) else { return Poll::Pending };
+                let Some(until) = self.until(phase) else {
+                    return overdue.poll(&self.state.flow, cx).map(|()| Some(Cut::Overdue));
+                };
                 if poll_until(&mut timer, until, cx).is_pending() {
                     return Poll::Pending;
                 }
@@ -208,7 +242,7 @@ enum Phase {
 
 /// Waits on one timer for points of time that mostly only move away: then it is not touched before it
 /// fires.
-fn poll_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+pub(super) fn poll_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
     loop {
         if until <= Instant::now() {
             return Poll::Ready(());

@@ -9,11 +9,13 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
     task::spawn_local,
+    time::{Duration, Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     authorize::{Authorizer, IdentityPattern, Operation, Rule, Source},
+    config::Limits,
     listener::Role,
     outcome::ErrorKind,
     snapshot::Protocol,
@@ -207,6 +209,57 @@ async fn one_piece() -> std::net::SocketAddr {
     .await
 }
 
+/// Has more to say than anybody takes.
+async fn endless() -> std::net::SocketAddr {
+    app::http(|_| async {
+        let piece = || Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 16 << 10])));
+        Response::new(StreamBody::new(futures_util::stream::repeat_with(piece)).boxed_unsync())
+    })
+    .await
+}
+
+#[test]
+fn a_response_that_nobody_takes_ends_when_policy_no_longer_allows_it() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = endless().await;
+        let served = || vec![Served::new(80, Protocol::Detect, app)];
+        let callee = mesh.proxy("orders", serving("orders", served(), allow_all()), &[Role::Inbound]);
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Detect, &callee.addresses)]);
+        let _first = connect1(caller.address()).await.send_request(get("/1")).await.unwrap();
+        let _second = connect2(caller.address()).await.send_request(get2("/2")).await.unwrap();
+        // Until all buffers between are full.
+        sleep(Duration::from_millis(500)).await;
+        callee.believe(serving("orders", served(), only(vec![])));
+        for record in callee.requests(2).await {
+            assert_eq!(record.error.unwrap().kind, ErrorKind::Denied, "{}", record.uri);
+        }
+    });
+}
+
+#[test]
+fn a_response_that_nobody_takes_ends_in_time() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Detect, endless().await);
+        // By the request's own time, and without one by that of a connection on which nothing happens.
+        for timeout in [Some(Duration::from_secs(1)), None] {
+            let called = Called::new("orders", Protocol::Detect, &callee.addresses)
+                .policy(|policy| policy.request_timeout = timeout);
+            let limits = Limits { idle_timeout: Duration::from_secs(3), ..Limits::default() };
+            let role = Role::Upstream("orders.shop:80".parse::<crate::config::DialName>().unwrap().into());
+            let caller = mesh.proxy_with("web", crate::testing::calling(vec![called]), &[role], limits);
+            let began = Instant::now();
+            let _first = connect1(caller.address()).await.send_request(get("/1")).await.unwrap();
+            let _second = connect2(caller.address()).await.send_request(get2("/2")).await.unwrap();
+            for record in caller.requests(2).await {
+                assert_eq!(record.error.unwrap().kind, ErrorKind::RequestTimeout, "{}", record.uri);
+            }
+            assert_eq!(began.elapsed().as_secs() >= 3, timeout.is_none());
+        }
+    });
+}
+
 #[test]
 fn whom_a_root_let_in_does_not_stay_without_it() {
     run(async {
@@ -238,7 +291,7 @@ fn whom_a_root_let_in_does_not_stay_without_it() {
         };
         // Another root ends nothing.
         trust(both.bundle());
-        tokio::time::sleep(tokio::time::Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
         assert!(futures_util::poll!(stream1.frame()).is_pending());
         assert!(futures_util::poll!(stream2.frame()).is_pending());
         trust(alone.bundle());
@@ -254,7 +307,7 @@ fn whom_a_root_let_in_does_not_stay_without_it() {
         // Nor does anything begin on what is still open.
         assert_eq!(send2(caller.address(), get2("/3")).await.error(), "certificate-expired");
         // Who is vouched for by the other is let in.
-        let options = heddle_certs::SignOptions::new(std::time::Duration::from_secs(3600), now);
+        let options = heddle_certs::SignOptions::new(Duration::from_secs(3600), now);
         let svid = alone.issue(&spiffe_id("web"), &options).unwrap();
         caller.worker.common.identity.set_svid(svid, Some(both.bundle().clone())).unwrap();
         assert_eq!(connect1(caller.address()).await.send_request(get("/4")).await.unwrap().status(), 200);
