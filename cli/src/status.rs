@@ -39,11 +39,12 @@ fn render(proxies: &[Value], troubles: &[String], now: Timestamp, paint: &Paint)
     let mut table =
         Table::new(&["PROXY", "SERVICES", "STATE", "VERSION", "CERTIFICATE", "APPLIED", "PENDING", "REJECTED"]);
     for proxy in proxies {
-        let state = if connected(proxy) { "connected" } else { "away" };
+        let since = || time::age(proxy.get("since").and_then(Value::as_str), now);
+        let state = if connected(proxy) { format!("connected {}", since()) } else { "away".to_owned() };
         table.row([
             text(proxy, "name").to_owned(),
             services(proxy),
-            format!("{state} {}", time::age(proxy.get("since").and_then(Value::as_str), now)),
+            state,
             text(proxy, "version").to_owned(),
             time::until(proxy.get("certificateExpiry").and_then(Value::as_str), now),
             count(proxy, "applied").to_string(),
@@ -65,8 +66,7 @@ fn troubles(proxy: &Value, now: Timestamp) -> Vec<String> {
     let name = text(proxy, "name");
     let mut found = Vec::new();
     if !connected(proxy) {
-        let since = time::age(proxy.get("since").and_then(Value::as_str), now);
-        found.push(format!("{name} is away since {since}: it goes on with what it had"));
+        found.push(format!("{name} is away: it goes on with what it had"));
     }
     if connected(proxy) && proxy.get("ready").and_then(Value::as_bool) == Some(false) {
         found.push(format!("{name} takes no traffic: the command beside it accepts no connections"));
@@ -133,7 +133,7 @@ mod tests {
             json!({"name": "shop/web-1", "services": [], "connected": true, "ready": false, "since": "2026-08-01T11:59:55Z", "version": "0.1.0",
                 "resources": {"applied": 4, "pending": 1, "rejected": [{"resource": "Service shop/orders", "reason": "bad regex"}]},
                 "certificateExpiry": "2026-08-01T11:00:00Z"}),
-            json!({"name": "shop/old", "connected": false, "since": "2026-08-01T11:00:00Z"}),
+            json!({"name": "shop/old", "connected": false}),
         ];
         let all: Vec<String> = proxies.iter().flat_map(|proxy| troubles(proxy, now)).collect();
         assert_eq!(
@@ -141,13 +141,13 @@ mod tests {
             "PROXY           SERVICES   STATE           VERSION   CERTIFICATE       APPLIED   PENDING   REJECTED\n\
              shop/orders-1   orders     connected 60m   0.1.0     in 15h            5         0         0\n\
              shop/web-1      -          connected 5s    0.1.0     expired 60m ago   4         1         1\n\
-             shop/old        -          away 60m        -         -                 0         0         0\n\
+             shop/old        -          away            -         -                 0         0         0\n\
              \n3 proxies, 2 connected\n\
              ! shop/web-1 takes no traffic: the command beside it accepts no connections\n\
              ! shop/web-1: its certificate expired 60m ago\n\
              ! shop/web-1 has not answered yet about 1 resource\n\
              ! shop/web-1 rejected Service shop/orders: bad regex\n\
-             ! shop/old is away since 60m: it goes on with what it had\n"
+             ! shop/old is away: it goes on with what it had\n"
         );
     }
 }

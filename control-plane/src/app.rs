@@ -1,5 +1,7 @@
 //! The control plane as a whole: settings -> store -> registry -> discovery -> listeners.
 
+mod tasks;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -21,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::tasks::{needed, report_writes};
 use crate::{
     api::{self, ApiState, JoinInfo},
     authority::{AuthorityFileError, Signer},
@@ -34,7 +37,7 @@ use crate::{
     metrics::Metrics,
     registration::Registrations,
     registry::{Registry, RegistryError},
-    store::{OpenError, RedbOptions, RedbStore, WriteHealth},
+    store::{OpenError, RedbOptions, RedbStore},
     tokens::{self, ApiTokens, BootstrapError, ContextError, JoinTokens},
 };
 
@@ -243,35 +246,6 @@ impl App {
     }
 }
 
-/// Spawns what must not end before the drain; if it does, by a panic as well, `broken` is raised.
-fn needed(drain: &drain::Watch, broken: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
-    let (broken, draining) = (broken.clone().drop_guard(), drain.clone());
-    drain.spawn(async move {
-        task.await;
-        if draining.draining() {
-            broken.disarm();
-        }
-    });
-}
-
-/// Tells probes and metrics how writing to the store goes, until drained.
-async fn report_writes(
-    mut writes: tokio::sync::watch::Receiver<WriteHealth>,
-    health: Health,
-    metrics: Metrics,
-    drain: drain::Watch,
-) {
-    loop {
-        let WriteHealth { writable, failures } = *writes.borrow_and_update();
-        health.set("store-writes", writable);
-        metrics.store_errors.inc_by(failures.saturating_sub(metrics.store_errors.get()));
-        tokio::select! {
-            changed = writes.changed() => if changed.is_err() { return },
-            () = drain.drained() => return,
-        }
-    }
-}
-
 /// The bound sockets.
 struct Sockets {
     api: TcpListener,
@@ -411,53 +385,5 @@ impl JoinInfo for Join {
 
     fn trust_anchors(&self) -> String {
         self.signer.bundle().to_pem()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_needed_task_that_ends_is_noticed_also_by_a_panic() {
-        for panics in [true, false] {
-            let (_stop, watch) = drain::channel();
-            let broken = CancellationToken::new();
-            needed(&watch, &broken, async move { assert!(!panics, "of this test") });
-            tokio::time::timeout(Duration::from_secs(10), broken.cancelled()).await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_drain_breaks_nothing() {
-        let (stop, watch) = drain::channel();
-        let broken = CancellationToken::new();
-        needed(&watch, &broken, {
-            let watch = watch.clone();
-            async move { watch.drained().await }
-        });
-        stop.drain();
-        stop.finished().await;
-        assert!(!broken.is_cancelled());
-    }
-
-    #[tokio::test]
-    async fn a_store_that_cannot_be_written_is_not_ready() {
-        let (stop, watch) = drain::channel();
-        let (health, metrics) = (Health::new(&[("store-writes", Probe::Ready)]), Metrics::new().unwrap());
-        let (writes, told) = tokio::sync::watch::channel(WriteHealth { writable: true, failures: 0 });
-        watch.spawn(report_writes(told, health.clone(), metrics.clone(), watch.clone()));
-        for (writable, failures) in [(false, 1), (true, 1), (false, 3)] {
-            writes.send_replace(WriteHealth { writable, failures });
-            tokio::time::timeout(Duration::from_secs(10), async {
-                while (health.is_ready(), metrics.store_errors.get()) != (writable, failures) {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await
-            .unwrap();
-        }
-        stop.drain();
-        stop.finished().await;
     }
 }

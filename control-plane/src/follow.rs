@@ -110,7 +110,7 @@ impl StatusSource for Findings {
                     address: Some(registration.address.to_string()),
                     connected: false,
                     ready: Some(self.registrations.is_ready(&registration.name)),
-                    since: String::new(),
+                    since: None,
                     version: registration.version.clone(),
                     resources: ProxyResources::default(),
                     certificate_expiry: None,
@@ -137,7 +137,7 @@ fn connected(report: ProxyReport, registered: Option<ProxyStatus>) -> ProxyStatu
         address,
         connected: true,
         ready,
-        since: rfc3339(report.proxy.since),
+        since: Some(rfc3339(report.proxy.since)),
         version: report.proxy.version,
         resources: ProxyResources {
             applied: u32::try_from(report.applied).unwrap_or(u32::MAX),

@@ -77,7 +77,7 @@ impl Registrations {
     /// A registration as the mesh sees it. One that was not heard of yet gets a full lease.
     pub fn admit(&self, registration: &Registration) -> Option<Arc<Registered>> {
         let mut leases = self.leases();
-        leases.grant_unheard(&registration.name, Instant::now());
+        leases.grant_unheard(&registration.name, true, Instant::now());
         self.0.metrics.leases.set(leases.count() as i64);
         registered(registration, leases.is_ready(&registration.name)).map(Arc::new)
     }
@@ -108,21 +108,23 @@ impl Registrations {
 
     async fn expire_once(&self, now: Instant) {
         let ended = self.leases().expire(now, LOOK);
-        for names in ended.chunks(EXPIRED_AT_ONCE) {
-            self.remove_expired(names, now).await;
+        for some in ended.chunks(EXPIRED_AT_ONCE) {
+            self.remove_expired(some, now).await;
         }
         let count = self.leases().count();
         self.0.metrics.leases.set(count as i64);
     }
 
     /// Removes registrations whose leases have ended, in one transaction.
-    async fn remove_expired(&self, names: &[Name], now: Instant) {
-        let _turns = self.0.turns.all_of(names).await;
+    async fn remove_expired(&self, ended: &[(Name, bool)], now: Instant) {
+        let names: Vec<_> = ended.iter().map(|(name, _)| name).collect();
+        let _turns = self.0.turns.all_of(&names).await;
         let view = self.0.registry.view();
         // Who registered anew while this waited has another lease.
         let gone: Vec<_> = {
             let leases = self.leases();
-            names.iter().filter(|name| !leases.has(name)).filter_map(|name| view.registration(name).cloned()).collect()
+            let without = names.into_iter().filter(|name| !leases.has(name));
+            without.filter_map(|name| view.registration(name).cloned()).collect()
         };
         match self.0.registry.deregister(&gone).await {
             Ok(true) => {
@@ -137,7 +139,8 @@ impl Registrations {
         }
         // Known again with a full lease, and so tried again.
         let mut leases = self.leases();
-        gone.iter().for_each(|registration| leases.grant_unheard(&registration.name, now));
+        let known = ended.iter().filter(|(name, _)| view.registration(name).is_some());
+        known.for_each(|(name, ready)| leases.grant_unheard(name, *ready, now));
     }
 
     async fn register(&self, peer: &Peer, request: RegisterRequest) -> Result<RegisterResponse, Status> {

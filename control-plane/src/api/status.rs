@@ -28,8 +28,9 @@ pub struct ProxyStatus {
     pub address: Option<String>,
     /// Whether its discovery stream is open.
     pub connected: bool,
-    /// Since when that is so, RFC 3339.
-    pub since: String,
+    /// Since when it is, RFC 3339; absent while its stream is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     /// Whether it takes traffic: not before its app accepts connections. Absent before it registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,

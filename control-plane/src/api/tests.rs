@@ -84,7 +84,7 @@ impl StatusSource for Statuses {
             services: vec!["shop/orders".to_owned()],
             address: None,
             connected: true,
-            since: "2026-01-01T00:00:00Z".to_owned(),
+            since: Some("2026-01-01T00:00:00Z".to_owned()),
             version: "0.1.0".to_owned(),
             resources: ProxyResources::default(),
             ready: Some(true),

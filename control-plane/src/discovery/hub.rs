@@ -1,6 +1,7 @@
 //! All streams and what they hold, behind one lock that is never kept across an await.
 
 mod report;
+mod settling;
 #[cfg(test)]
 mod tests;
 
@@ -171,21 +172,6 @@ impl Hub {
         read(&self.lock().catalog.mesh)
     }
 
-    /// Waits until every stream that holds the endpoints of these services has acknowledged them as
-    /// they are now, or until `deadline`. Says whether all have.
-    pub async fn endpoints_settled(&self, services: &[Name], deadline: Instant) -> bool {
-        let waiting = Waiting::new(self, services);
-        loop {
-            if self.lock().is_settled(services) {
-                return true;
-            }
-            // What was answered since is kept for it.
-            if tokio::time::timeout_at(deadline, waiting.wake.notified()).await.is_err() {
-                return false;
-            }
-        }
-    }
-
     /// What the connected proxies made of an object of this generation, which was written at this
     /// revision of the store. As long as the mesh is not there yet, nobody was told of it.
     pub fn object_status(&self, kind: ObjectKind, name: &Name, generation: u64, revision: u64) -> ObjectStatus {
@@ -238,42 +224,6 @@ impl Hub {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change of the state is complete at each point where code of others could panic.
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Wakes when endpoints of some services are answered, as long as it lives.
-struct Waiting<'a> {
-    hub: &'a Hub,
-    id: u64,
-    services: Vec<Arc<str>>,
-    wake: Arc<Notify>,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(hub: &'a Hub, services: &[Name]) -> Self {
-        let services: Vec<Arc<str>> = services.iter().map(|service| service.to_string().into()).collect();
-        let wake = Arc::new(Notify::new());
-        let mut inner = hub.lock();
-        inner.last_waiting += 1;
-        let id = inner.last_waiting;
-        for service in &services {
-            inner.settling.entry(Arc::clone(service)).or_default().push((id, Arc::clone(&wake)));
-        }
-        Self { hub, id, services, wake }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut inner = self.hub.lock();
-        for service in &self.services {
-            if let Some(waiting) = inner.settling.get_mut(service) {
-                waiting.retain(|(id, _)| *id != self.id);
-                if waiting.is_empty() {
-                    inner.settling.remove(service);
-                }
-            }
-        }
     }
 }
 
@@ -358,7 +308,13 @@ impl Handle {
     fn look(&self) -> Option<Next> {
         let mut inner = self.hub.lock();
         let Inner { catalog, streams, .. } = &mut *inner;
-        Some(streams.get_mut(&self.id)?.session.next(catalog))
+        let next = streams.get_mut(&self.id)?.session.next(catalog);
+        if let Next::Response(ResourceKind::Endpoints, response) = &next {
+            // What is gone is settled as soon as it is said: nobody answers it by name.
+            let removed: Vec<_> = response.removed_resources.iter().map(|name| name.as_str().into()).collect();
+            inner.settle(&removed);
+        }
+        Some(next)
     }
 }
 
@@ -387,13 +343,6 @@ impl Drop for Handle {
 }
 
 impl Inner {
-    /// Wakes who waits for the endpoints of these services.
-    fn settle(&self, services: &[Arc<str>]) {
-        for (_, wake) in services.iter().filter_map(|service| self.settling.get(service)).flatten() {
-            wake.notify_one();
-        }
-    }
-
     fn wake(&mut self, touched: &[(StreamId, Touched)]) {
         for (id, touched) in touched {
             if let Some(stream) = self.streams.get_mut(id) {
@@ -407,18 +356,6 @@ impl Inner {
         let stream = self.streams.get(&id)?;
         let current = self.catalog.resource(key.0, &key.1, stream.session.viewer());
         stream.session.standing(key.0, &key.1, current.as_ref().map(|compiled| &*compiled.version))
-    }
-
-    fn is_settled(&mut self, services: &[Name]) -> bool {
-        for service in services {
-            let key: Key = (ResourceKind::Endpoints, service.to_string().into());
-            let watchers: Vec<_> = self.catalog.watchers(key.0, &key.1).collect();
-            // A proxy that rejected the endpoints has answered; it cannot be waited for.
-            if watchers.into_iter().any(|id| self.standing(id, &key) == Some(Standing::Pending)) {
-                return false;
-            }
-        }
-        true
     }
 }
 

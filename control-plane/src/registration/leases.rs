@@ -44,10 +44,10 @@ impl Leases {
         self.leases.insert(name.clone(), lease).is_none_or(|before| before.ready != ready)
     }
 
-    /// Begins a lease for somebody known from before who has not called yet, if there is none.
-    pub(super) fn grant_unheard(&mut self, name: &Name, now: Instant) {
+    /// Begins a lease for somebody known from before who has not called since, if there is none.
+    pub(super) fn grant_unheard(&mut self, name: &Name, ready: bool, now: Instant) {
         let ends = now + self.length;
-        self.leases.entry(name.clone()).or_insert(Lease { ends, ready: true });
+        self.leases.entry(name.clone()).or_insert(Lease { ends, ready });
     }
 
     /// Renews a lease that has not ended; `None` if there is none, else whether readiness changed.
@@ -73,18 +73,18 @@ impl Leases {
         self.leases.remove(name);
     }
 
-    /// Takes out the leases that have ended. To be called every `interval`; when it was not, nobody
+    /// Takes out the leases that have ended, with what was said last of readiness. To be called every `interval`; when it was not, nobody
     /// could renew in that time either, and all leases are longer by as much.
-    pub(super) fn expire(&mut self, now: Instant, interval: Duration) -> Vec<Name> {
+    pub(super) fn expire(&mut self, now: Instant, interval: Duration) -> Vec<(Name, bool)> {
         if let Some(last) = self.last_look.replace(now) {
             let away = now.saturating_duration_since(last).saturating_sub(interval);
             if away > interval {
                 self.leases.values_mut().for_each(|lease| lease.ends += away);
             }
         }
-        let ended: Vec<_> =
-            self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(name, _)| name.clone()).collect();
-        for name in &ended {
+        let ended = self.leases.iter().filter(|(_, lease)| lease.ends <= now);
+        let ended: Vec<_> = ended.map(|(name, lease)| (name.clone(), lease.ready)).collect();
+        for (name, _) in &ended {
             self.leases.remove(name);
         }
         ended
@@ -102,7 +102,7 @@ mod tests {
         seconds
             .flat_map(|second| {
                 let ended = leases.expire(from + Duration::from_secs(second), LOOK);
-                ended.into_iter().map(move |name| (second, name))
+                ended.into_iter().map(move |(name, _)| (second, name))
             })
             .collect()
     }
@@ -127,12 +127,17 @@ mod tests {
         let name = Name::new("shop", "one");
         let mut leases = Leases::new(LENGTH);
         assert!(leases.is_ready(&name), "nobody unheard of is taken out of traffic");
-        leases.grant_unheard(&name, start);
+        leases.grant_unheard(&name, true, start);
         assert!(leases.is_ready(&name));
         assert_eq!(leases.renew(&name, false, start), Some(true));
         assert_eq!(leases.renew(&name, false, start), Some(false));
-        leases.grant_unheard(&name, start);
+        leases.grant_unheard(&name, true, start);
         assert!(!leases.is_ready(&name), "what is known is not overwritten");
+        // Its registration cannot be removed: it is no more ready for that.
+        let ended = leases.expire(start + LENGTH, LOOK);
+        assert_eq!(ended, [(name.clone(), false)]);
+        leases.grant_unheard(&name, ended[0].1, start + LENGTH);
+        assert!(!leases.is_ready(&name));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod file;
 mod format;
+mod watching;
 mod writer;
 
 use std::{
@@ -24,18 +25,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::{
     file::{File as StoreFile, Opener},
     format::{FORMAT, LOG, META, META_COMPACTED, META_FORMAT, META_REVISION, VERSIONS},
+    watching::Watching,
     writer::Request,
 };
-use super::{
-    Batch, KeyValue, Outcome, Page, Range, Revision, Store, StoreError, Transaction, Watch, Write, recent::Recent,
-};
+use super::{KeyValue, Outcome, Page, Range, Revision, Store, StoreError, Transaction, Watch, Write, recent::Recent};
 
 /// Longest key, bytes.
 const MAX_KEY: usize = 1024;
 /// How long a read waits for a file that is being opened again.
 const REOPENED: Duration = Duration::from_secs(2);
-/// Batches that a watch that lags reads from disk at once.
-const WATCH_CHUNK: u64 = 256;
 
 /// How to open a [`RedbStore`].
 #[derive(Clone, Debug)]
@@ -261,20 +259,6 @@ fn open_private(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// The batches from one revision to another, if none of them is compacted.
-fn read_log(database: &Database, from: Revision, to: Revision) -> Result<Vec<Batch>, StoreError> {
-    let read = || -> Result<(Vec<Batch>, Revision), WriteError> {
-        let read = database.begin_read()?;
-        let oldest = read_number(&read.open_table(META)?, META_COMPACTED)?.unwrap_or(0);
-        let (log, versions) = (read.open_table(LOG)?, read.open_table(VERSIONS)?);
-        Ok((format::read_batches(&log, &versions, from.max(oldest + 1)..=to)?, oldest))
-    };
-    match read()? {
-        (_, oldest) if from <= oldest => Err(StoreError::Compacted { requested: from, oldest: oldest + 1 }),
-        (batches, _) => Ok(batches),
-    }
-}
-
 /// Makes the tables of a new file; returns layout, newest and oldest revision.
 fn prepare(database: &Database) -> Result<(u64, Revision, Revision), WriteError> {
     let write = database.begin_write()?;
@@ -322,14 +306,7 @@ impl Store for RedbStore {
     }
 
     fn watch(&self, prefix: &str, from: Revision) -> Watch {
-        let watch = Watching {
-            shared: Arc::clone(&self.shared),
-            head: self.shared.head.subscribe(),
-            prefix: prefix.to_owned(),
-            next: from.max(1),
-            ready: Vec::new().into_iter(),
-            done: false,
-        };
+        let watch = Watching::new(Arc::clone(&self.shared), prefix, from);
         Box::pin(stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) }))
     }
 
@@ -362,63 +339,4 @@ fn check(transaction: &Transaction) -> Result<(), StoreError> {
         }
     }
     Ok(())
-}
-
-/// A watch: follows the head, from memory while it keeps up, else from disk.
-struct Watching {
-    shared: Arc<Shared>,
-    head: watch::Receiver<Revision>,
-    prefix: String,
-    next: Revision,
-    ready: std::vec::IntoIter<Arc<Batch>>,
-    done: bool,
-}
-
-impl Watching {
-    async fn next(&mut self) -> Option<Result<Batch, StoreError>> {
-        loop {
-            if self.done {
-                return None;
-            }
-            if let Some(batch) = self.ready.next() {
-                self.next = batch.revision + 1;
-                if let Some(batch) = self.select(&batch) {
-                    return Some(Ok(batch));
-                }
-                continue;
-            }
-            let newest = *self.head.borrow_and_update();
-            if self.next > newest {
-                if self.shared.closed.load(Ordering::Acquire) || self.head.changed().await.is_err() {
-                    return None;
-                }
-                continue;
-            }
-            match self.fill(newest).await {
-                Ok(ready) => self.ready = ready.into_iter(),
-                Err(error) => {
-                    self.done = true;
-                    return Some(Err(error));
-                }
-            }
-        }
-    }
-
-    async fn fill(&self, newest: Revision) -> Result<Vec<Arc<Batch>>, StoreError> {
-        let from = self.next;
-        if let Some(batches) = self.shared.recent.since(from, WATCH_CHUNK as usize) {
-            return Ok(batches);
-        }
-        // However long it takes: who follows must not miss anything.
-        let database = self.shared.file.opened().await.ok_or(StoreError::Closed)?;
-        let to = newest.min(from + WATCH_CHUNK - 1);
-        let work = move || read_log(&database, from, to);
-        let batches = tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Closed))?;
-        Ok(batches.into_iter().map(Arc::new).collect())
-    }
-
-    fn select(&self, batch: &Batch) -> Option<Batch> {
-        let events: Vec<_> = batch.events.iter().filter(|event| event.key.starts_with(&self.prefix)).cloned().collect();
-        (!events.is_empty()).then_some(Batch { revision: batch.revision, events })
-    }
 }

@@ -13,6 +13,7 @@ use super::{
     Shared, WriteError,
     file::{Opener, Reopening},
     format::{self, LOG, META, META_COMPACTED, META_REVISION, VERSIONS, Version},
+    watching,
 };
 use crate::store::{Batch, Event, KeyValue, Outcome, Revision, StoreError, Transaction, Write};
 
@@ -169,7 +170,7 @@ impl Writer {
         let (database, newest, compacted) = open_for_writing(&self.opener)?;
         // What was answered by an error may have reached the disk all the same.
         let missed =
-            if newest > self.revision { super::read_log(&database, self.revision + 1, newest)? } else { Vec::new() };
+            if newest > self.revision { watching::read_log(&database, self.revision + 1, newest)? } else { Vec::new() };
         self.shared.set_compacted(compacted);
         self.shared.file.put(database);
         self.publish(missed);
