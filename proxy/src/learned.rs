@@ -1,6 +1,6 @@
 //! What connections to each destination were found to speak, and why: told in the config dump, and remembered where
-//! the server spoke first, so that the next connection need not wait for the client in vain. Nothing is decided by it:
-//! first bytes are looked at all the same.
+//! the server spoke first, so that the app's next connection there need not wait for the client in vain. Nothing is
+//! decided by it: first bytes are looked at all the same.
 
 use std::{
     collections::HashMap,
@@ -119,18 +119,8 @@ impl Shard {
 
     /// Whether the server spoke first on the last connection of the app there.
     pub(crate) fn outbound_server_speaks_first(&self, name: &DialName) -> bool {
-        lock(&self.outbound).get(name).is_some_and(Finding::server_spoke_first)
-    }
-
-    /// Whether the app did on the last captured connection to it.
-    pub(crate) fn inbound_server_speaks_first(&self, dialled: SocketAddr) -> bool {
-        lock(&self.inbound).get(&dialled).is_some_and(Finding::server_spoke_first)
-    }
-}
-
-impl Finding {
-    fn server_spoke_first(&self) -> bool {
-        self.found.because == Because::ServerSpokeFirst
+        let all = lock(&self.outbound);
+        all.get(name).is_some_and(|finding| finding.found.because == Because::ServerSpokeFirst)
     }
 }
 

@@ -18,7 +18,8 @@
 //! | 9 the response's end | `body/settle.rs` | the same |
 //! | 10 the record | `exchange.rs`, from which [`telemetry`] gets its [`outcome`] | the same |
 //!
-//! Opaque bytes take stops 1 to 3, then `outbound/opaque.rs` or `inbound/opaque.rs`, and `tcp.rs`.
+//! What was on its way to the app and redirected passes `inbound/captured.rs` before `inbound/caller.rs`, or
+//! instead of it. Opaque bytes take stops 1 to 3, then `outbound/opaque.rs` or `inbound/opaque.rs`, and `tcp.rs`.
 //!
 //! # The rest
 //!

@@ -60,3 +60,17 @@ async fn a_peer_that_dials_the_apps_own_address_is_a_peer() {
         assert_eq!(dump["detection"]["inbound"][0]["speaks"], "mtls between proxies", "{:#}", dump["detection"]);
     }
 }
+
+#[tokio::test]
+async fn one_listener_for_both_families_will_do() {
+    for family in [Family::V4, Family::V6] {
+        let Some(world) = World::with(family, None, &["--inbound", "[::]:15006"]).await else { return };
+        let answer = world.curl(&[&world.url(8080)]);
+        let client = answer.header("x-client").unwrap_or_default();
+        assert!(answer.status == 200 && client.contains("/sa/client"), "{answer:?}");
+        let answer = world.curl_without_sidecar(&[&world.url(8080)]);
+        assert_eq!(answer.header("heddle-error"), Some("plaintext-refused"), "redirected too: {answer:?}");
+        let answer = world.curl_without_sidecar(&[&world.url(8082)]);
+        assert_eq!((answer.status, answer.header("x-port")), (200, Some("8082")), "{answer:?}");
+    }
+}

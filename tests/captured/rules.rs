@@ -101,3 +101,31 @@ async fn what_stays_in_the_pod_and_what_is_skipped_is_left_alone() {
     let answer = world.curl(&[&world.url(8080)]);
     assert!(answer.header("x-client").is_some(), "and the rest is not: {answer:?}");
 }
+
+#[tokio::test]
+async fn dns_is_left_alone_over_udp_and_tcp() {
+    let Some(world) = World::start(Family::V4).await else { return };
+    // What answers is in the server's namespace, like this thread.
+    capture(&world.pair.b, &["--remove"]);
+    let udp = tokio::net::UdpSocket::bind("10.88.0.2:53").await.expect("root may");
+    tokio::spawn(async move {
+        let mut asked = [0; 64];
+        while let Ok((read, from)) = udp.recv_from(&mut asked).await {
+            let _ = udp.send_to(&asked[..read], from).await;
+        }
+    });
+    let tcp = tokio::net::TcpListener::bind("10.88.0.2:53").await.expect("root may");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    for transport in ["udp", "tcp"] {
+        let line = format!("exec 3<>/dev/{transport}/10.88.0.2/53; echo query >&3; timeout 5 head -n 1 <&3");
+        let mut command = tokio::process::Command::from(world.pair.a.command("setpriv"));
+        command.args(["--reuid=2103", "--clear-groups", "bash", "-c", &line]);
+        let output = command.output().await.expect("bash runs");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "query\n", "{transport}: {output:?}");
+    }
+}

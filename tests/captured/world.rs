@@ -117,7 +117,12 @@ impl World {
             ports,
             ..captured(&pair.b, family)
         };
-        server.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        for pair in flags.chunks(2) {
+            if let Some(at) = server.flags.iter().position(|flag| flag == pair[0]) {
+                server.flags.drain(at..at + 2);
+            }
+            server.flags.extend(pair.iter().map(|&flag| flag.to_owned()));
+        }
         let server = mesh.proxy("test", server).await;
         let client = ProxySpec { workload: "client-1".into(), account: "client".into(), ..captured(&pair.a, family) };
         let client = mesh.proxy("test", client).await;

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use tokio::{net::TcpStream, time::Duration};
+use tokio::net::TcpStream;
 
 use super::{
     access::Connection,
@@ -35,8 +35,8 @@ pub(super) async fn serve(
     record.target(arrival.local.to_string());
     know(record, &Caller::Unmeshed, None);
     let mut stream = Stream::from(socket);
-    let app_speaks_first = worker.learned.inbound_server_speaks_first(arrival.local);
-    let wait = if app_speaks_first { Duration::ZERO } else { worker.common.limits.detect_timeout };
+    // Whatever was spoken here before: a peer proxy's handshake must be given the time to arrive.
+    let wait = worker.common.limits.detect_timeout;
     let connection = Connection::open(worker.clone(), arrival.clone(), Caller::Unmeshed, None);
     let first = match detect::detect(&mut stream, wait).await {
         // Who speaks first here may be the app.
