@@ -2,6 +2,7 @@
 
 mod drain;
 mod http;
+mod instance;
 mod opaque;
 mod policy;
 mod reasons;
