@@ -39,7 +39,7 @@ const GATHER: Duration = Duration::from_millis(1);
 pub(crate) struct Body {
     kind: Kind,
     /// Read ahead of being asked for.
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
     watched: Watched,
 }
 
@@ -107,7 +107,7 @@ impl Body {
 
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.first.take() {
-            Some(first) => Poll::Ready(Some(Ok(first))),
+            Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
             None => self.kind.poll_frame(cx),
         }
     }
@@ -122,7 +122,8 @@ impl Body {
         // The future of `timeout` asks the body first: no timer runs if the bytes are there.
         let first = timeout(GATHER, poll_fn(|cx| self.kind.poll_frame(cx))).await;
         match first {
-            Ok(Some(Ok(frame))) => self.first = Some(frame),
+            // Of a length that is told, something comes before trailers.
+            Ok(Some(Ok(frame))) => self.first = frame.into_data().ok(),
             Ok(Some(Err(error))) => self.kind = Kind::Failed(Some(error)),
             Ok(None) | Err(_) => {}
         }
@@ -268,7 +269,7 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         let rest = self.kind.size_hint();
-        let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        let first = self.first.as_ref().map_or(0, |data| data.len() as u64);
         // Only bodies of known length are read ahead.
         if first == 0 { rest } else { SizeHint::with_exact(rest.lower() + first) }
     }
