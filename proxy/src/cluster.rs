@@ -1,7 +1,7 @@
 //! A balanced group of endpoints as this worker treats it: which endpoint, how often, how much at once.
 //!
-//! A [`Cluster`] is state (latencies, ejections, budget, what is in use, connections) and outlives every
-//! change of the policy and endpoints that it follows. What happens to a request is [`stack`].
+//! A `Cluster` is state (latencies, ejections, budget, what is in use, connections) and outlives every
+//! change of the policy and endpoints that it follows. What happens to a request is `stack`.
 
 pub mod balance;
 pub mod budget;

@@ -1,5 +1,5 @@
 //! What the proxy is meant to do: every setting parsed, completed with its default and checked
-//! against the others. What was typed (file, flags, environment) is in [`file`].
+//! against the others. What was typed (file, flags, environment) is in [mod@file].
 
 use std::{
     collections::BTreeMap,

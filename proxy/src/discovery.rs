@@ -1,8 +1,8 @@
 //! What the control plane says, as a [`Snapshot`]: destinations are subscribed to when the
 //! application first dials them, and dropped when nobody has for a while.
 //!
-//! [`Discovery`] is the handle of the request path. Behind it one task ([`stream`]) speaks with the
-//! control plane; what it believes and asks for is a state machine without IO ([`table`]).
+//! [`Discovery`] is the handle of the request path. Behind it one task (`stream`) speaks with the
+//! control plane; what it believes and asks for is a state machine without IO (`table`).
 
 mod compile;
 mod stream;

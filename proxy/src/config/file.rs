@@ -22,6 +22,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// the file.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "heddle-proxy", version)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "brackets of the help text")]
 pub struct Flags {
     /// Settings file, YAML or JSON.
     #[arg(long, value_name = "FILE", env = "HEDDLE_PROXY_CONFIG")]
