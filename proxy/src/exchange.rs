@@ -153,10 +153,9 @@ impl Exchange {
         });
     }
 
-    /// Whether a try has come to nothing.
-    pub(crate) fn attempt_failed(&self, id: AttemptId) -> bool {
-        self.read(|outcome| outcome.attempts.get(id.index).is_some_and(|attempt| attempt.error.is_some()))
-            .unwrap_or(false)
+    /// Why a try has come to nothing, if it has.
+    pub(crate) fn attempt_failed(&self, id: AttemptId) -> Option<ErrorKind> {
+        self.read(|outcome| Some(outcome.attempts.get(id.index)?.error.as_ref()?.kind)).flatten()
     }
 
     /// A try was given up before it was answered.

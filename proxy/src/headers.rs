@@ -80,6 +80,17 @@ pub enum Hop<'a> {
     Unmeshed,
 }
 
+/// Whether a message of HTTP/1.1 is framed in the one way that is taken off without changing what it carries: of
+/// several codings only the last would be (RFC 9112, section 6.1).
+pub fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Removes what concerns one connection only: `connection` and all it lists, `keep-alive`,
 /// `proxy-connection`, `proxy-authenticate`, `proxy-authorization`, `te` (but `trailers`),
 /// `transfer-encoding`, `upgrade`. An upgrade is for the caller to read before and set again.

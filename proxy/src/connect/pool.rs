@@ -30,7 +30,7 @@ pub(crate) use self::slots::{Slot, Slots};
 use super::{Carried, Connected, Target, connect, failure};
 use crate::{
     body::Body,
-    headers::HEDDLE_ERROR,
+    headers::{HEDDLE_ERROR, is_plainly_framed},
     identity::Identity,
     outcome::{Error, ErrorKind},
     serve::HYPER_MAX_HEADERS,
@@ -154,6 +154,10 @@ impl Pool {
                 Ok(response) => {
                     if self.target.mesh.is_some() && is_expired(&response) {
                         lease.facts().until.set(Instant::now());
+                    }
+                    if !is_plainly_framed(response.headers()) {
+                        let detail = format!("{}: a transfer coding other than chunked", self.who);
+                        return Err(Error::new(ErrorKind::UpstreamProtocol, detail).after_send());
                     }
                     let mut response = response.map(Body::from);
                     response.body_mut().settle().lease = Some(lease);

@@ -124,8 +124,11 @@ fn cidr(text: &str) -> Result<IpNet, Reason> {
     Ok(canonical.unwrap_or(net))
 }
 
+/// Longer than anybody waits, and short enough to be added to any point in time.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 fn millis(number: u64) -> Option<Duration> {
-    (number != 0).then(|| Duration::from_millis(number))
+    (number != 0).then(|| Duration::from_millis(number).min(LONGEST))
 }
 
 fn millis_or(number: u64, default: Duration) -> Duration {

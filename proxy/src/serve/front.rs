@@ -6,7 +6,7 @@ use http::{
     HeaderValue, Method, Uri, Version,
     header::{CONTENT_TYPE, HOST},
     request::Parts,
-    uri::PathAndQuery,
+    uri::{Authority, PathAndQuery, Scheme},
 };
 
 use crate::{
@@ -43,6 +43,9 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
     if parts.method == Method::CONNECT && !super::upgrade::is_extended_connect(parts) {
         return Err(Error::new(ErrorKind::UpgradeRefused, "CONNECT is for the HTTP proxy port, and only there"));
     }
+    if parts.version < Version::HTTP_2 && !headers::is_plainly_framed(&parts.headers) {
+        return Err(Error::new(ErrorKind::BadRequest, "a transfer coding other than chunked"));
+    }
     let authority = authority_of(parts)?;
     normalize_path(parts)?;
     if parts.version < Version::HTTP_2 {
@@ -52,6 +55,7 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
             parts.version = Version::HTTP_11;
         }
     } else {
+        name_authority(parts, &authority)?;
         parts.headers.remove(HOST);
     }
     let upgrade = super::upgrade::wanted(parts)?;
@@ -90,6 +94,19 @@ fn authority_of(parts: &Parts) -> Result<HeaderValue, Error> {
         (None, None) if parts.version == Version::HTTP_10 => Ok(HeaderValue::from_static("")),
         (None, None) => bad("no Host"),
     }
+}
+
+/// Has `:authority` say what only Host did, as translators from HTTP/1.1 leave it (RFC 9113, section 8.3.1).
+fn name_authority(parts: &mut Parts, authority: &HeaderValue) -> Result<(), Error> {
+    if parts.uri.authority().is_some() {
+        return Ok(());
+    }
+    let mut uri = parts.uri.clone().into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Authority::try_from(authority.as_bytes()).ok();
+    parts.uri = Uri::from_parts(uri)
+        .map_err(|_| Error::new(ErrorKind::BadRequest, "a Host that makes no URI with the path"))?;
+    Ok(())
 }
 
 /// `host[:port]`, without user or anything else that somebody could read otherwise.

@@ -21,6 +21,7 @@ use crate::{
         balance::{Change, Picked, Verdict},
     },
     exchange::{AttemptId, Exchange},
+    headers::HEDDLE_ERROR,
     outcome::{ClosedBy, Error, ErrorKind},
 };
 
@@ -126,7 +127,12 @@ impl UnderWay {
         let grpc_status = if trailers_only { grpc_status(response.headers()) } else { None };
         self.exchange.answered(self.id, response.status(), grpc_status);
         let failed = response.status().is_server_error() || grpc_status.is_some_and(is_failure);
-        self.report(if failed { Verdict::Failure } else { Verdict::Success });
+        // A peer proxy takes this header off what its app says, so it is the proxy's own word.
+        let said = response.headers().get(HEDDLE_ERROR).filter(|_| self.picked.endpoint().meshed);
+        let said = said.and_then(|reason| reason.to_str().ok()?.parse::<ErrorKind>().ok());
+        if !(failed && said.is_some_and(is_of_caller)) {
+            self.report(if failed { Verdict::Failure } else { Verdict::Success });
+        }
         let settle = response.body_mut().settle();
         settle.attempt = Some((self.exchange.clone(), self.id));
         settle.picked = Some(self.picked.clone());
@@ -182,11 +188,16 @@ impl Drop for UnderWay {
             return;
         }
         // Time ran out: noted by who gave up. Otherwise the caller went away, which says nothing.
-        if self.exchange.attempt_failed(self.id) {
+        if self.exchange.attempt_failed(self.id).is_some_and(|kind| !is_of_caller(kind)) {
             self.report(Verdict::Failure);
         }
         self.exchange.end_unended(self.id);
     }
+}
+
+/// Whether it says more of the caller than of the endpoint: that it left too little time, or goes in circles.
+fn is_of_caller(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::DeadlineExceeded | ErrorKind::Loop)
 }
 
 /// gRPC statuses that say of the server what a 5xx does: UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.

@@ -262,6 +262,13 @@ fn rules_are_compiled_whole_or_not_at_all() {
 }
 
 #[test]
+fn no_time_is_too_long_to_be_added_to_now() {
+    assert_eq!(millis(0), None);
+    assert_eq!(millis(1500), Some(Duration::from_millis(1500)));
+    assert!(millis(u64::MAX).unwrap() < Duration::from_secs(20 * 365 * 24 * 3600), "an Instant overflows");
+}
+
+#[test]
 fn a_mesh_without_meaning_is_refused() {
     let good = proto::MeshConfig {
         trust_domain: "heddle.local".to_owned(),

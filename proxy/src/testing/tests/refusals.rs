@@ -98,6 +98,8 @@ fn requests_that_are_none() {
             ("GET / HTTP/1.1\r\nhost: a/b\r\n\r\n", 400, "bad-request"),
             ("GET /a/../b HTTP/1.1\r\nhost: a\r\n\r\n", 400, "bad-request"),
             ("GET * HTTP/1.1\r\nhost: a\r\n\r\n", 400, "bad-request"),
+            ("GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n", 400, "bad-request"),
+            ("GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, chunked\r\n\r\n", 400, "bad-request"),
             ("CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", 403, "upgrade-refused"),
             ("GET / HTTP/1.1\r\nhost: a\r\nx: ", 408, "header-timeout"),
         ] {
@@ -178,5 +180,44 @@ fn authorities_over_http_2_must_agree() {
         assert_eq!(send2(caller.address(), request("orders.shop").unwrap()).await.status, 200);
         let answer: Answer = send2(caller.address(), request("admin.shop").unwrap()).await;
         assert_eq!((answer.status.as_u16(), answer.error()), (400, "bad-request"));
+    });
+}
+
+#[test]
+fn over_http_2_host_alone_says_it_too() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Http2, app::echo().await);
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http2, &callee.addresses)]);
+        let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+        // As translators from HTTP/1.1 send it; h2's client would not. SETTINGS, then HEADERS of stream 1 with
+        // GET, http, :path (name 4) and host (name 38) as literals (RFC 7541, appendix A).
+        let fields = b"\x82\x86\x04\x05/only\x0f\x17\x0borders.shop";
+        let headers = [&[0, 0, fields.len() as u8, 1, 5, 0, 0, 0, 1], &fields[..]].concat();
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        socket.write_all(&[&preface[..], &headers].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        let told = b"2 GET http://orders.shop/only\n";
+        while !answer.windows(told.len()).any(|window| window == told) {
+            assert_ne!(socket.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+        }
+        assert_eq!(caller.request().await.status.unwrap(), 200);
+    });
+}
+
+#[test]
+fn a_response_in_another_coding_is_none() {
+    run(async {
+        let mesh = TestMesh::new();
+        let zips = app::tcp(|mut socket| async move {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+            let _ = socket.write_all(head).await;
+            let _ = socket.read(&mut [0; 1024]).await;
+        })
+        .await;
+        let callee = mesh.sidecar("orders", Protocol::Http, zips);
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http, &callee.addresses)]);
+        assert_eq!(send1(caller.address(), get("/")).await.error(), "upstream-protocol");
     });
 }

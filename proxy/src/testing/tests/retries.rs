@@ -177,6 +177,40 @@ fn sick_endpoints_are_left_out_and_an_open_circuit_answers_at_once() {
 }
 
 #[test]
+fn a_caller_in_a_hurry_ejects_nobody() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = app::http(|request| async move {
+            if request.uri().path() == "/slow" {
+                tokio::time::sleep(Duration::from_secs(30)).await;
+            }
+            Response::new(text("well"))
+        })
+        .await;
+        let callee = mesh.sidecar("orders", Protocol::Http, app);
+        let other = mesh.sidecar("orders", Protocol::Http, app);
+        let detection = OutlierDetection {
+            consecutive_failures: 1,
+            base_ejection: Duration::from_secs(60),
+            max_ejection: Duration::from_secs(60),
+            max_ejected_percent: 50,
+        };
+        let called = Called::new("orders", Protocol::Http, &[callee.address(), other.address()])
+            .policy(|policy| policy.outlier = detection);
+        let caller = mesh.caller(vec![called]);
+        for _ in 0..4 {
+            let mut request = get2("/slow");
+            request.headers_mut().insert("grpc-timeout", "20m".parse().unwrap());
+            request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            assert_eq!(send2(caller.address(), request).await.error(), "deadline-exceeded");
+        }
+        let records = caller.requests(4).await;
+        assert!(records.iter().all(|record| record.attempts.iter().all(|attempt| !attempt.ejected)));
+        assert_eq!(send1(caller.address(), get("/")).await.status, 200);
+    });
+}
+
+#[test]
 fn time_runs_out() {
     run(async {
         let mesh = TestMesh::new();
