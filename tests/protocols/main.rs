@@ -5,5 +5,6 @@ mod grpc;
 mod h2spec;
 mod large;
 mod nginx;
+mod tcp;
 mod websocket;
 mod world;

@@ -1,0 +1,257 @@
+//! Opaque protocols: databases, and servers that speak first. Their ports are undeclared: each connection is found to
+//! be opaque by what is said on it, and by whom.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use heddle_tests::{eventually, peer, process::Process};
+
+use crate::{
+    nginx::{Nginx, listening},
+    world::{Service, World, free_port, script, succeed},
+};
+
+/// A folder that servers under users of their own may enter.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("heddle-tcp-").tempdir().expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its owner");
+    folder
+}
+
+/// A command that runs as this user.
+fn as_user(user: &str, program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups"]).arg(program);
+    command
+}
+
+/// The only connections on record were opaque ones.
+async fn assert_opaque(world: &World) {
+    let connections = world.client.metric("heddle_requests_total", &[]).await;
+    assert!(connections == 0.0, "taken for HTTP: {}", world.client.metrics().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_benchmark_finds_redis_as_it_is() {
+    let (Some(server), Some(benchmark)) = (peer::find("redis-server"), peer::find("redis-benchmark")) else { return };
+    let (folder, port) = (folder(), free_port().await);
+    let mut command = Command::new(server);
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    let _server = Process::start("redis", command, folder.path());
+    listening(port).await;
+    let world = World::start(&[Service::new("redis", "", port)]).await;
+    let upstream = world.upstream("redis").port().to_string();
+    for more in [&["-P", "16", "-n", "20000"][..], &["-d", "100000", "-n", "500"], &["-k", "0", "-n", "200"]] {
+        let mut command = Command::new(&benchmark);
+        command.args(["-p", &upstream, "-c", "10", "-q", "--csv", "-t", "set,get,lpush,mset"]).args(more);
+        let text = succeed(command).await;
+        let rates = text
+            .lines()
+            .filter(|line| ["\"SET\"", "\"GET\"", "\"LPUSH\""].contains(&line.split(',').next().unwrap_or("")));
+        assert_eq!(rates.count(), 3, "{more:?}: {text}");
+    }
+    assert_opaque(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgbench_finds_postgresql_as_it_is() {
+    let Some(pgbench) = peer::find("pgbench") else { return };
+    let Some(programs) = postgresql() else { return };
+    let (folder, port) = (folder(), free_port().await);
+    let data = folder.path().join("data");
+    fs::create_dir(&data).expect("a new folder");
+    let mut command = Command::new("chown");
+    command.arg("postgres").arg(&data);
+    succeed(command).await;
+    let mut command = as_user("postgres", &programs.join("initdb"));
+    command.args(["--no-sync", "--auth", "trust", "--username", "postgres", "--pgdata"]).arg(&data).current_dir("/");
+    succeed(command).await;
+    let mut command = as_user("postgres", &programs.join("postgres"));
+    command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
+    command.arg("-c").arg(format!("unix_socket_directories={}", data.display())).current_dir("/");
+    let server = Process::start("postgres", command, folder.path());
+    listening(port).await;
+    eventually("PostgreSQL's start", Duration::from_secs(30), || {
+        let ready = server.output().contains("ready to accept connections");
+        async move { if ready { Ok(()) } else { Err("not ready".to_owned()) } }
+    })
+    .await;
+    let world = World::start(&[Service::new("postgres", "", port)]).await;
+    let upstream = world.upstream("postgres").port().to_string();
+    let connect = ["-h", "127.0.0.1", "-p", &upstream, "-U", "postgres"];
+    let mut command = Command::new(&pgbench);
+    command.args(connect).args(["--initialize", "--quiet", "postgres"]);
+    succeed(command).await;
+    for more in [&["--protocol", "simple"][..], &["--protocol", "prepared"], &["--connect", "--select-only"]] {
+        let mut command = Command::new(&pgbench);
+        command.args(connect).args(["--no-vacuum", "--client", "4", "--transactions", "50"]).args(more).arg("postgres");
+        let text = succeed(command).await;
+        assert!(text.contains("processed: 200/200"), "{more:?}: {text}");
+    }
+    assert_opaque(&world).await;
+}
+
+/// The folder of the newest PostgreSQL that Debian has installed.
+fn postgresql() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("postgres").exists()).max();
+    newest.or_else(|| peer::find("postgres").and_then(|path| path.parent().map(Path::to_path_buf)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_greets_first() {
+    let (Some(server), Some(client)) = (peer::find("mariadbd"), peer::find("mariadb")) else { return };
+    let (folder, port) = (folder(), free_port().await);
+    let data = folder.path().join("data");
+    let mut command = Command::new("mariadb-install-db");
+    command.args(["--no-defaults", "--user=mysql", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+    command.arg(format!("--datadir={}", data.display()));
+    succeed(command).await;
+    let mut command = Command::new(server);
+    command.args(["--no-defaults", "--user=mysql", "--bind-address=127.0.0.1", &format!("--port={port}")]);
+    command.arg(format!("--datadir={}", data.display())).arg(format!("--socket={}/socket", data.display()));
+    command.args(["--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]);
+    let _server = Process::start("mariadb", command, folder.path());
+    listening(port).await;
+    let world = World::start(&[Service::new("maria", "", port)]).await;
+    let sql = "create database t; create table t.n (n int, b longblob); \
+               insert into t.n values (1, repeat('x', 3000000)), (2, ''); select sum(n), sum(length(b)) from t.n;";
+    let mut command = Command::new(client);
+    command.args(["--no-defaults", "-h", "127.0.0.1", "-u", "root", "--batch", "--skip-column-names"]);
+    command.args(["-P", &world.upstream("maria").port().to_string(), "-e", sql]);
+    let began = Instant::now();
+    assert_eq!(succeed(command).await, "3\t3000000\n");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_opaque(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ssh_and_its_half_closed_streams() {
+    let (Some(server), Some(client)) = (peer::find("sshd"), peer::find("ssh")) else { return };
+    let (folder, port) = (folder(), free_port().await);
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for key in ["host", "user"] {
+        let mut command = Command::new("ssh-keygen");
+        command.args(["-q", "-t", "ed25519", "-N", "", "-f", &path(key)]);
+        succeed(command).await;
+    }
+    fs::create_dir_all("/run/sshd").expect("what sshd wants");
+    let mut command = Command::new(server);
+    command.args(["-D", "-e", "-f", "/dev/null", "-h", &path("host"), "-p", &port.to_string()]);
+    for option in [
+        "ListenAddress=127.0.0.1",
+        "PermitRootLogin=prohibit-password",
+        "StrictModes=no",
+        "PidFile=none",
+        &format!("AuthorizedKeysFile={}", path("user.pub")),
+    ] {
+        command.args(["-o", option]);
+    }
+    let _server = Process::start("sshd", command, folder.path());
+    listening(port).await;
+    let world = World::start(&[Service::new("ssh", "", port)]).await;
+    let source = folder.path().join("source");
+    fs::write(&source, vec![7; 5_000_000]).expect("written");
+    // cat ends when its input does, and its output ends after that.
+    let mut command = Command::new("bash");
+    command.args(["-c", "exec \"$@\" < \"$0\"", &path("source")]).arg(client);
+    command.args(["-p", &world.upstream("ssh").port().to_string(), "-i", &path("user"), "-F", "none"]);
+    command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]);
+    command.args(["root@127.0.0.1", "cat | md5sum"]);
+    let mut expected = Command::new("md5sum");
+    expected.args(["--", &path("source")]);
+    let expected = succeed(expected).await;
+    assert_eq!(succeed(command).await.split(' ').next(), expected.split(' ').next());
+    assert_opaque(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_smtp_server_greets_first() {
+    let Some(python) = peer::kept("python-1/bin/python") else { return };
+    let (folder, port) = (folder(), free_port().await);
+    let mut command = Command::new(&python);
+    command.args(["-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Debugging", "stdout", "-l"]);
+    command.arg(format!("127.0.0.1:{port}")).env("PYTHONUNBUFFERED", "1");
+    let server = Process::start("smtp", command, folder.path());
+    listening(port).await;
+    let world = World::start(&[Service::new("mail", "", port)]).await;
+    let mut command = Command::new(python);
+    command.arg(script("smtp_client.py")).arg(world.upstream("mail").port().to_string());
+    assert_eq!(succeed(command).await, "all well\n");
+    assert!(server.output().contains("a thread through the heddle"), "{}", server.output());
+    assert_opaque(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn haproxy_as_an_app_and_what_is_encrypted_already() {
+    let (Some(haproxy), Some(_)) = (peer::find("haproxy"), peer::find("curl")) else { return };
+    let Some(nginx) = Nginx::start().await else { return };
+    fs::write(nginx.files.join("page"), vec![b'x'; 200_000]).expect("written");
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
+    command.args(["-subj", "/CN=secret.test", "-addext", "subjectAltName=DNS:secret.test"]);
+    command.args(["-keyout", &path("pem.key"), "-out", &path("pem")]);
+    succeed(command).await;
+    let (http1, http2, tls) = (free_port().await, free_port().await, free_port().await);
+    let settings = format!(
+        "
+global
+  maxconn 200
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 10s
+  timeout server 10s
+frontend all
+  bind 127.0.0.1:{http1}
+  bind 127.0.0.1:{http2} proto h2
+  bind 127.0.0.1:{tls} ssl crt {} alpn h2,http/1.1
+  default_backend nginx
+backend nginx
+  server one 127.0.0.1:{}
+",
+        path("pem"),
+        nginx.http1
+    );
+    fs::write(folder.path().join("haproxy.cfg"), settings).expect("written");
+    let mut command = Command::new(haproxy);
+    command.args(["-db", "-f", &path("haproxy.cfg")]);
+    let _server = Process::start("haproxy", command, folder.path());
+    for port in [http1, http2, tls] {
+        listening(port).await;
+    }
+    let world = World::start(&[
+        Service::new("one", "http", http1),
+        Service::new("two", "http", http2),
+        Service::new("secret", "", tls),
+    ])
+    .await;
+    let secret = world.upstream("secret").port();
+    for (version, url) in [
+        ("--http1.1", format!("http://{}/page", world.upstream("one"))),
+        ("--http2-prior-knowledge", format!("http://{}/page", world.upstream("two"))),
+        ("--http1.1", format!("https://secret.test:{secret}/page")),
+        ("--http2", format!("https://secret.test:{secret}/page")),
+    ] {
+        let mut command = Command::new("curl");
+        command.args([
+            "-sS",
+            "--fail",
+            version,
+            "--cacert",
+            &path("pem"),
+            "--connect-to",
+            &format!("secret.test:{secret}:127.0.0.1:{secret}"),
+        ]);
+        command.args(["--write-out", "%{size_download} %{http_version}", "--output", "/dev/null", &url]);
+        let spoken = if version == "--http1.1" { "1.1" } else { "2" };
+        assert_eq!(succeed(command).await, format!("200000 {spoken}"), "{url}");
+    }
+}
