@@ -16,7 +16,7 @@ mod trust;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::{Request, Response, Version, request::Parts};
+use http::{Method, Request, Response, Version, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::net::TcpStream;
 
@@ -110,14 +110,15 @@ async fn serve_http(stream: Stream, connection: Rc<Connection>, carried: Carried
 async fn serve_request(connection: Rc<Connection>, mut request: Request<Incoming>) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
-    let (version, grpc) = (parts.version, serve::is_grpc(&parts));
+    let (version, grpc, tunnel) = (parts.version, serve::is_grpc(&parts), parts.method == Method::CONNECT);
     let (exchange, span) = connection.begin(&parts, grpc);
     let arrived = Arrived { parts, body, upgraded, span };
     let mut response = match forward(&connection, &exchange, arrived).await {
         Ok(response) => response,
         Err(error) => reply::error(error, grpc, &exchange),
     };
-    if version < Version::HTTP_2 && Ending::inbound(&connection.worker().common.life).has_begun() {
+    // What follows a CONNECT, which is refused here, was meant for a tunnel: it is no request.
+    if version < Version::HTTP_2 && (tunnel || Ending::inbound(&connection.worker().common.life).has_begun()) {
         reply::last(&mut response);
     }
     response

@@ -13,7 +13,7 @@ mod request;
 
 use std::rc::Rc;
 
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
@@ -117,21 +117,22 @@ async fn serve_request(connection: Rc<Connection>, mut request: Request<Incoming
     }
     let upgraded = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
-    let (version, grpc) = (parts.version, serve::is_grpc(&parts));
+    let (version, grpc, tunnel) = (parts.version, serve::is_grpc(&parts), parts.method == Method::CONNECT);
     let (exchange, trace) = connection.begin(&parts, grpc);
     let arrived = Arrived { parts, body, upgraded, trace };
     let mut response = match forward(&connection, &exchange, arrived).await {
         Ok(response) => response,
         Err(error) => reply::error(error, grpc, &exchange),
     };
-    if version < Version::HTTP_2 && Ending::outbound(&connection.worker.common.life).has_begun() {
+    // What follows a CONNECT, which is refused here, was meant for a tunnel: it is no request.
+    if version < Version::HTTP_2 && (tunnel || Ending::outbound(&connection.worker.common.life).has_begun()) {
         reply::last(&mut response);
     }
     response
 }
 
 fn connection_is_asked(connection: &Connection, request: &Request<Incoming>) -> bool {
-    request.method() == http::Method::CONNECT && connection.name.is_none()
+    request.method() == Method::CONNECT && connection.name.is_none()
 }
 
 async fn forward(

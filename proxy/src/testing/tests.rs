@@ -1,5 +1,6 @@
 //! Pairs of proxies, end to end.
 
+mod cut;
 mod drain;
 mod http;
 mod instance;
@@ -8,3 +9,4 @@ mod policy;
 mod reasons;
 mod refusals;
 mod retries;
+mod smuggling;
