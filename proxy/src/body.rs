@@ -40,6 +40,8 @@ pub(crate) struct Body {
     kind: Kind,
     /// Read ahead of being asked for.
     first: Option<Bytes>,
+    /// It broke off, and what came before has had its turn to leave.
+    failed: bool,
     watched: Watched,
 }
 
@@ -159,7 +161,7 @@ impl Body {
 
 impl From<Kind> for Body {
     fn from(kind: Kind) -> Self {
-        Self { kind, first: None, watched: Watched::Nobody }
+        Self { kind, first: None, failed: false, watched: Watched::Nobody }
     }
 }
 
@@ -239,6 +241,18 @@ impl HttpBody for Body {
                     Watched::Nobody | Watched::Request(_) => return Poll::Pending,
                 },
             },
+        };
+        let frame = match (frame, &mut this.watched) {
+            // hyper throws away what it has not written yet when a body fails: head and bytes that the caller is to see.
+            // A moment later they are on their way.
+            (Some(Err(error)), Watched::Response(settle)) if !this.failed => {
+                settle.fail(&error);
+                this.failed = true;
+                this.kind = Kind::Failed(Some(error));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            (frame, _) => frame,
         };
         match &mut this.watched {
             Watched::Nobody => {}
