@@ -41,6 +41,15 @@ pub struct Addresses {
     pub health: SocketAddr,
 }
 
+impl Addresses {
+    /// Every one.
+    pub(super) fn all(&self) -> Vec<SocketAddr> {
+        let always = [self.inbound, self.health];
+        let some = self.captured.iter().chain(&self.http_proxy).chain(self.upstreams.values()).chain(&self.admin);
+        always.iter().chain(some).copied().collect()
+    }
+}
+
 /// What a listener of traffic is for.
 #[derive(Clone, Debug)]
 pub(super) enum Role {

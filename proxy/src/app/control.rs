@@ -229,6 +229,7 @@ fn table(shared: &Shared) -> Table {
         zone: config.zone.clone(),
         trust_domain: config.join.identity.trust_domain().clone(),
         served: config.services.clone(),
+        listeners: shared.addresses.all(),
         idle: config.discovery.idle,
         max_destinations: config.discovery.max_destinations,
     };

@@ -47,6 +47,8 @@ pub(crate) struct Own {
     pub trust_domain: TrustDomain,
     /// Services that the workload serves.
     pub served: Vec<ServedService>,
+    /// Where this proxy itself listens, which is no app.
+    pub listeners: Vec<SocketAddr>,
     /// Unused destinations are dropped after this.
     pub idle: Duration,
     /// Most destinations at once.
@@ -344,7 +346,7 @@ impl Table {
             type_url::INBOUND_POLICY => self.inbound.apply(sent, |name, version, sent: proto::InboundPolicy| {
                 let served = own.served.iter().find(|served| served.name.to_string() == name);
                 let ports = served.map(|served| served.ports.as_slice()).unwrap_or_default();
-                compile::inbound(name, version, sent, ports, &own.trust_domain)
+                compile::inbound(name, version, sent, ports, &own.listeners, &own.trust_domain)
             }),
             type_url::SERVICE => self.apply_services(sent),
             type_url::ENDPOINTS => self.endpoints.apply(sent, compile::endpoints),

@@ -12,6 +12,7 @@ use super::{At, Reason, cidr, each, is_label, port, protocol, same_name};
 use crate::{
     authorize::{Authorizer, IdentityPattern, Operation, PathPattern, Rule, Source},
     config::ServedPort,
+    listener,
     snapshot::{InboundPolicy, InboundPort},
 };
 
@@ -22,6 +23,7 @@ pub(in crate::discovery) fn inbound(
     version: &str,
     sent: proto::InboundPolicy,
     served: &[ServedPort],
+    own: &[SocketAddr],
     trust_domain: &TrustDomain,
 ) -> Result<InboundPolicy, Reason> {
     let service = same_name(name, &sent.service)?;
@@ -34,6 +36,11 @@ pub(in crate::discovery) fn inbound(
         targets.insert(number, target);
     }
     for (number, app) in apps(&targets, served) {
+        // Peers would come to the admin listener, or go out again as this workload.
+        if listener::is_own(own, app, None) {
+            tracing::warn!(service = name, ?number, %app, "the app is said to be where this proxy itself listens: not served");
+            continue;
+        }
         match number.and_then(|number| ports.get_mut(&number)) {
             Some(port) => port.app = Some(app),
             // The settings' fault, not the resource's: the rest of it is good.

@@ -192,7 +192,8 @@ fn policy(ports: &[(u32, u32)], rules: Vec<proto::AuthorizationRule>) -> proto::
 }
 
 fn inbound_of(sent: proto::InboundPolicy, served: &[ServedPort]) -> Result<crate::snapshot::InboundPolicy, Reason> {
-    inbound("shop/orders", "v", sent, served, &TrustDomain::new("heddle.local").unwrap())
+    let own = ["0.0.0.0:15006".parse().unwrap(), "127.0.0.1:15000".parse().unwrap()];
+    inbound("shop/orders", "v", sent, served, &own, &TrustDomain::new("heddle.local").unwrap())
 }
 
 #[test]
@@ -259,6 +260,13 @@ fn rules_are_compiled_whole_or_not_at_all() {
     let probe = proto::ProbeExemption { port: 80, path: "healthz".to_owned() };
     let with_probe = proto::InboundPolicy { probe_exemptions: vec![probe], ..policy(&[(80, 0)], Vec::new()) };
     assert!(inbound_of(with_probe, &[]).unwrap_err().contains("probe_exemptions[0].path"));
+}
+
+#[test]
+fn no_listener_of_the_proxy_itself_is_an_app() {
+    let compiled = inbound_of(policy(&[(80, 15006), (81, 15000), (82, 15001)], Vec::new()), &[]).unwrap();
+    let apps: Vec<_> = compiled.ports.values().map(|port| port.app.map(|app| app.port())).collect();
+    assert_eq!(apps, [None, None, Some(15001)]);
 }
 
 #[test]

@@ -165,6 +165,7 @@ impl Proxy {
             zone: "a".to_owned(),
             trust_domain: "heddle.local".parse().unwrap(),
             served: vec![ServedService { name: compile::service_name("shop/orders").unwrap(), ports: Vec::new() }],
+            listeners: Vec::new(),
             idle: Duration::from_secs(600),
             max_destinations: 100,
         };

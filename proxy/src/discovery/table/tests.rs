@@ -13,6 +13,7 @@ fn own() -> Own {
         zone: String::new(),
         trust_domain: "heddle.local".parse().unwrap(),
         served: vec![ServedService { name: service_name("shop/orders"), ports: Vec::new() }],
+        listeners: Vec::new(),
         idle: 600 * SECOND,
         max_destinations: 10,
     }
