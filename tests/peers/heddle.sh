@@ -3,6 +3,7 @@
 # control plane, captured traffic, default deny with an ALLOW rule, retries and timeouts as by default, metrics on,
 # one trace in a hundred sampled and sent away, one worker.
 #   prepare  builds into RIG_DIR       cp  the control plane       b  the server's proxy       a  the client's
+# HEDDLE_BIN: a folder of programs that are built already.
 set -eu
 root=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
 home=10.88.0.2 # of the server and the control plane
@@ -19,9 +20,12 @@ proxy() { # NAME FLAG...
 
 case $1 in
 prepare)
-  target=${CARGO_TARGET_DIR:-$root/target}
-  (cd "$root" && cargo build --release --locked -p heddle-proxy -p heddle-control-plane -p heddle-cli)
-  install -m755 "$target"/release/{heddle-proxy,heddle-control-plane,heddle} .
+  bin=${HEDDLE_BIN:-}
+  if [ -z "$bin" ]; then
+    (cd "$root" && cargo build --release --locked -p heddle-proxy -p heddle-control-plane -p heddle-cli)
+    bin=${CARGO_TARGET_DIR:-$root/target}/release
+  fi
+  install -m755 "$bin"/{heddle-proxy,heddle-control-plane,heddle} .
   ;;
 cp)
   (
