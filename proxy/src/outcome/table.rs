@@ -161,11 +161,16 @@ impl ErrorKind {
         row
     }
 
-    /// Whether a peer proxy that answers with this has sent nothing to its app, and another instance or another
-    /// connection may do better.
+    /// Whether a peer proxy that answers with this has sent nothing to its app, or nothing that the app took up, and
+    /// another instance or another connection may do better.
     pub(crate) fn is_of_instance(self) -> bool {
         match self {
-            Self::CertificateExpired | Self::NotServed | Self::Draining | Self::NotReady | Self::AppUnavailable => true,
+            Self::CertificateExpired
+            | Self::NotServed
+            | Self::Draining
+            | Self::NotReady
+            | Self::UpstreamRefused
+            | Self::AppUnavailable => true,
             Self::BadRequest
             | Self::HeadersTooLarge
             | Self::HeaderTimeout
@@ -185,7 +190,6 @@ impl ErrorKind {
             | Self::NoCertificate
             | Self::UpstreamReset
             | Self::UpstreamProtocol
-            | Self::UpstreamRefused
             | Self::RequestTimeout
             | Self::PerTryTimeout
             | Self::DeadlineExceeded

@@ -127,6 +127,35 @@ fn what_was_never_sent_goes_elsewhere_whatever_it_is() {
 }
 
 #[test]
+fn a_stream_that_the_app_refuses_is_opened_again() {
+    run(async {
+        // As gRPC servers do whose limit of streams is reached; their clients are to try again without a word.
+        let app = app::tcp(|socket| async move {
+            let mut connection = h2::server::handshake(socket).await.unwrap();
+            let mut count = 0;
+            while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                count += 1;
+                if count % 2 == 1 {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                } else {
+                    respond.send_response(Response::new(()), true).unwrap();
+                }
+            }
+        })
+        .await;
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Http2, app);
+        let called = Called::new("orders", Protocol::Http2, &callee.addresses).retries(|retry| retry.max_retries = 1);
+        let caller = mesh.caller(vec![called]);
+        for _ in 0..3 {
+            let request = Request::post("http://orders.shop/x").body(Full::new(Bytes::from_static(b"once"))).unwrap();
+            let answer = send2(caller.address(), request).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    });
+}
+
+#[test]
 fn a_body_of_any_size_goes_elsewhere_while_none_of_it_was_read() {
     run(async {
         let mesh = TestMesh::new();
