@@ -52,22 +52,26 @@ async fn the_trace_of_an_order_of_the_shop_is_whole() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 
-    let trace = eventually("an order's trace", Duration::from_secs(20), || async {
+    // Spans come as each proxy sends them: a trace is whole once the last of them has.
+    eventually("an order's whole trace", Duration::from_secs(30), || async {
         let found = get("/api/traces?service=storefront&limit=200&lookback=1h").await?;
         let traces = found["data"].as_array().cloned().unwrap_or_default();
         let count = traces.len();
         let whole =
             |trace: &Value| SERVICES.iter().all(|name| services_of(trace).iter().any(|seen| seen.starts_with(name)));
-        traces.into_iter().find(whole).ok_or_else(|| format!("none of {count} traces passes all services"))
+        // The demo kills a sidecar with -9, and with it the spans that it had not sent: not every trace is whole.
+        let checked = traces.iter().filter(|trace| whole(trace)).map(check_tree);
+        checked
+            .reduce(|found, next| found.or(next))
+            .unwrap_or_else(|| Err(format!("none of {count} traces passes all services")))
     })
     .await;
-    assert_tree(&trace);
 }
 
 /// One root, every other span below another one of the trace, and between two services a CLIENT span
 /// of the caller's proxy above a SERVER span of the other's.
-fn assert_tree(trace: &Value) {
-    let spans = trace["spans"].as_array().expect("spans");
+fn check_tree(trace: &Value) -> Result<(), String> {
+    let spans = trace["spans"].as_array().ok_or("no spans")?;
     let by_id: HashMap<&str, &Value> = spans.iter().filter_map(|span| Some((span["spanID"].as_str()?, span))).collect();
     let parent = |span: &Value| {
         let reference = span["references"].as_array()?.iter().find(|reference| reference["refType"] == "CHILD_OF")?;
@@ -75,20 +79,19 @@ fn assert_tree(trace: &Value) {
     };
     let mut roots = 0;
     for span in spans {
-        match parent(span) {
-            None => roots += 1,
-            Some(id) => {
-                let above =
-                    by_id.get(id.as_str()).unwrap_or_else(|| panic!("the parent of {span:#} is not in the trace"));
-                if service_of(trace, above) != service_of(trace, span) {
-                    assert_eq!((kind(above), kind(span)), ("client".into(), "server".into()), "{above:#}\n{span:#}");
-                }
-            }
+        let Some(id) = parent(span) else {
+            roots += 1;
+            continue;
+        };
+        let above = by_id.get(id.as_str()).ok_or_else(|| format!("the parent of {span:#} is not in the trace"))?;
+        let hop = (kind(above), kind(span));
+        if service_of(trace, above) != service_of(trace, span) && hop != ("client".into(), "server".into()) {
+            return Err(format!("{above:#}\n{span:#}"));
         }
     }
-    assert_eq!(roots, 1, "{trace:#}");
     // Storefront to orders, orders to inventory and to payments, at least.
-    assert!(spans.iter().filter(|span| kind(span) == "client").count() >= 3, "{trace:#}");
+    let clients = spans.iter().filter(|span| kind(span) == "client").count();
+    if roots == 1 && clients >= 3 { Ok(()) } else { Err(format!("{roots} roots, {clients} CLIENT spans: {trace:#}")) }
 }
 
 fn kind(span: &Value) -> String {
