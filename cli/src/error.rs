@@ -155,8 +155,11 @@ impl Error {
 
     /// The whole text for standard error; empty when there is nothing to say.
     pub(crate) fn report(&self, paint: &Paint) -> String {
-        if matches!(self, Self::OutputClosed) {
-            return String::new();
+        match self {
+            Self::OutputClosed => return String::new(),
+            // Its exit code is another; what went wrong is told as anywhere.
+            Self::Run(RunError::Before(error)) => return error.report(paint),
+            _ => {}
         }
         let mut text = format!("{} {self}", paint.bad("error:"));
         let mut cause = std::error::Error::source(self);
@@ -184,4 +187,21 @@ impl Error {
 /// `1 fault`, `2 faults`.
 pub(crate) fn plural(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::Problem;
+
+    #[test]
+    fn what_run_needed_before_its_command_is_told_with_all_faults() {
+        let body = br#"{"title": "Invalid", "detail": "name: no DNS label", "faults": [{"path": "name", "message": "no DNS label"}]}"#;
+        let problem = || Problem::parse(http::StatusCode::BAD_REQUEST, "POST /v1/join-tokens".into(), body);
+        let refused = || Error::Refused(Box::new(problem()));
+        let before = Error::from(RunError::Before(Box::new(refused())));
+        let paint = Paint::plain();
+        assert_eq!(before.report(&paint), refused().report(&paint));
+        assert!(before.report(&paint).contains("name: no DNS label"), "{}", before.report(&paint));
+    }
 }

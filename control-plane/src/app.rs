@@ -332,7 +332,7 @@ async fn bootstrap(
     let write = async |token: &str| match &config.context_file {
         Some(path) => {
             tokens::write_context(path, &address, &ca, token)?;
-            tracing::info!(context = %path.display(), "made the admin token; `heddle` finds it there");
+            tracing::info!(context = %path.display(), "made the admin token; `heddle` finds it there, as the current context");
             Ok(())
         }
         None => Err(HandOverError::NoHome),

@@ -129,11 +129,13 @@ async fn ask(session: &Session, args: &RunArgs) -> Result<Asked, Error> {
             )));
         };
         ports = complete_ports(&args.ports, &object)?;
-        let account = account.get_or_insert_with(|| (account_of(&object).to_owned(), namespace.clone()));
+        let first = || (accounts_of(&object)[0].to_owned(), namespace.clone());
+        let account = account.get_or_insert_with(first);
         if account.1 != namespace {
             let text = format!("a service account of {} cannot serve a service of {namespace}", account.1);
             return Err(Error::Usage(text));
         }
+        may_serve(&account.0, &object).map_err(Error::Usage)?;
         service = Some(format!("{name}.{namespace}"));
     }
     let Some((account, namespace)) = account else {
@@ -143,9 +145,20 @@ async fn ask(session: &Session, args: &RunArgs) -> Result<Asked, Error> {
     Ok(Asked { service, ports, join })
 }
 
-/// The first service account that may serve a service.
-fn account_of(service: &Object) -> &str {
-    service.list("/spec/serviceAccounts").first().and_then(Value::as_str).unwrap_or(service.name())
+/// The service accounts that may serve a service; at least one.
+fn accounts_of(service: &Object) -> Vec<&str> {
+    let listed: Vec<&str> = service.list("/spec/serviceAccounts").iter().filter_map(Value::as_str).collect();
+    if listed.is_empty() { vec![service.name()] } else { listed }
+}
+
+/// Whether a service account is one of those that may serve a service.
+fn may_serve(account: &str, service: &Object) -> Result<(), String> {
+    let serving = accounts_of(service);
+    if serving.contains(&account) {
+        return Ok(());
+    }
+    let who = service.reference();
+    Err(format!("service account {account} may not serve {who}: its serviceAccounts are {}", serving.join(", ")))
 }
 
 /// Finds the service port of each app port; with none typed, every port of the service.
@@ -318,9 +331,14 @@ mod tests {
     #[test]
     fn the_first_listed_account_serves() {
         let mut object = service(json!([]));
-        assert_eq!(account_of(&object), "orders");
+        assert_eq!(accounts_of(&object), ["orders"]);
         object.0["spec"]["serviceAccounts"] = json!(["a", "b"]);
-        assert_eq!(account_of(&object), "a");
+        assert_eq!(accounts_of(&object), ["a", "b"]);
+        assert_eq!(may_serve("b", &object), Ok(()));
+        assert_eq!(
+            may_serve("orders", &object).unwrap_err(),
+            "service account orders may not serve Service shop/orders: its serviceAccounts are a, b"
+        );
     }
 
     fn run_args(line: &str) -> RunArgs {
