@@ -39,6 +39,8 @@ impl Process {
             .args(arguments.into_iter().map(Into::into))
             .envs(environment.into_iter().map(|(key, value)| (key.into(), value.into())))
             .current_dir(logs)
+            // What one that is killed leaves behind goes with the demo's own folder.
+            .env("TMPDIR", logs)
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot write logs")?)
             .stderr(output)
