@@ -41,14 +41,16 @@ use crate::{
 /// One connection, from accept to end.
 pub(crate) async fn serve_connection(worker: Rc<Worker>, socket: TcpStream, arrival: Rc<Arrival>) {
     let mut record = arrival.record(&worker.sink);
-    let first = if arrival.redirected { Ok(Some(false)) } else { caller::is_tls(&worker.common.limits, &socket).await };
-    let result = match first {
-        Ok(_) if arrival.redirected => captured::serve(worker, socket, arrival.clone(), &mut record).await,
-        Ok(Some(true)) => serve_meshed(worker, socket, Bytes::new(), arrival.clone(), &mut record).await,
-        Ok(Some(false)) => serve_plaintext(worker, socket, arrival.clone(), &mut record).await,
-        // A probe of the port, perhaps.
-        Ok(None) => return,
-        Err(error) => Err(error),
+    let result = if arrival.redirected {
+        captured::serve(worker, socket, arrival.clone(), &mut record).await
+    } else {
+        match caller::is_tls(&worker.common.limits, &socket).await {
+            Ok(Some(true)) => serve_meshed(worker, socket, Bytes::new(), arrival.clone(), &mut record).await,
+            Ok(Some(false)) => serve_plaintext(worker, socket, arrival.clone(), &mut record).await,
+            // A probe of the port, perhaps.
+            Ok(None) => return,
+            Err(error) => Err(error),
+        }
     };
     if let Err(error) = result {
         record.fail(error);

@@ -30,7 +30,7 @@ pub(crate) use self::slots::{Slot, Slots};
 use super::{Carried, Connected, Target, connect, failure};
 use crate::{
     body::Body,
-    headers::{HEDDLE_ERROR, is_plainly_framed},
+    headers::is_plainly_framed,
     identity::Identity,
     outcome::{Error, ErrorKind},
     serve::HYPER_MAX_HEADERS,
@@ -373,6 +373,5 @@ impl Facts {
 
 /// The peer has refused the request because this proxy's certificate has expired: by its clock, which is not ours.
 fn is_expired(response: &Response<Incoming>) -> bool {
-    let reason = ErrorKind::CertificateExpired.row().reason;
-    response.headers().get(HEDDLE_ERROR).is_some_and(|said| said == reason)
+    ErrorKind::said(response.headers()) == Some(ErrorKind::CertificateExpired)
 }

@@ -22,14 +22,12 @@ use regex::{Regex, RegexBuilder};
 pub(super) use self::{inbound::inbound, service::service};
 use crate::snapshot::{Endpoint, Endpoints, Mesh, Protocol, ServiceName};
 
-/// Most bytes of one encoded resource.
-pub(super) const MAX_RESOURCE: usize = 4 << 20;
 /// Most bytes that one compiled regular expression may take.
 const MAX_REGEX: usize = 1 << 18;
 /// Most instances of one service.
 const MAX_ENDPOINTS: usize = 20_000;
-/// Most entries of any other list.
-const MAX_LIST: usize = 4096;
+/// Most entries of any other list; the longest is that of a port's rules.
+const MAX_LIST: usize = heddle_api::limits::MAX_PORT_RULES;
 
 /// What is wrong, with the path of the field.
 pub(super) type Reason = String;

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::Error;
+use super::{Error, ErrorKind};
 use crate::headers::HEDDLE_ERROR;
 
 /// Name of the intermediary in `Proxy-Status`.
@@ -15,6 +15,14 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Longest detail that is told in headers, bytes: well below the header limits of any client.
 const MAX_DETAIL: usize = 512;
+
+impl ErrorKind {
+    /// What a response's `heddle-error` says. A peer proxy takes this header off what its app says, so of a peer it is
+    /// the proxy's own word; of anybody else it means nothing.
+    pub fn said(headers: &HeaderMap) -> Option<Self> {
+        headers.get(HEDDLE_ERROR)?.to_str().ok()?.parse().ok()
+    }
+}
 
 impl Error {
     /// The answer to an HTTP request, or to a gRPC call (status in headers, no body): `heddle-error`,

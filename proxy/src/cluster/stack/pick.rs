@@ -21,7 +21,6 @@ use crate::{
         balance::{Change, Picked, Verdict},
     },
     exchange::{AttemptId, Exchange},
-    headers::HEDDLE_ERROR,
     outcome::{ClosedBy, Error, ErrorKind},
 };
 
@@ -127,10 +126,8 @@ impl UnderWay {
         let grpc_status = if trailers_only { grpc_status(response.headers()) } else { None };
         self.exchange.answered(self.id, response.status(), grpc_status);
         let failed = response.status().is_server_error() || grpc_status.is_some_and(is_failure);
-        // A peer proxy takes this header off what its app says, so it is the proxy's own word.
-        let said = response.headers().get(HEDDLE_ERROR).filter(|_| self.picked.endpoint().meshed);
-        let said = said.and_then(|reason| reason.to_str().ok()?.parse::<ErrorKind>().ok());
-        if !(failed && said.is_some_and(is_of_caller)) {
+        let meshed = self.picked.endpoint().meshed;
+        if !(failed && meshed && ErrorKind::said(response.headers()).is_some_and(is_of_caller)) {
             self.report(if failed { Verdict::Failure } else { Verdict::Success });
         }
         let settle = response.body_mut().settle();

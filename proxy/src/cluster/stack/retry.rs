@@ -19,7 +19,7 @@ use crate::{
         Cluster,
         retry::{Asked, Refusal, TryResult, decide},
     },
-    headers::{self, HEDDLE_ERROR},
+    headers,
     outcome::{Error, ErrorKind},
 };
 
@@ -104,13 +104,11 @@ fn answered(response: &Response<Body>) -> TryResult<'_> {
     let headers = response.headers();
     // Whether a response is worth a retry is told by its status, but for what follows from headers.
     let trailers_only = response.body().is_end_stream();
-    // A peer proxy takes this header off what its app says, so it is the proxy's own word.
     let meshed = response.body().comes_from_mesh();
-    let said = headers.get(HEDDLE_ERROR).and_then(|reason| reason.to_str().ok()?.parse::<ErrorKind>().ok());
     TryResult::Answered {
         status: response.status(),
         grpc_status: if trailers_only { grpc_status(headers) } else { None },
-        never_sent: meshed && said.is_some_and(ErrorKind::is_of_instance),
+        never_sent: meshed && ErrorKind::said(headers).is_some_and(ErrorKind::is_of_instance),
         pushback: if response.status() == StatusCode::OK && !trailers_only {
             None
         } else {

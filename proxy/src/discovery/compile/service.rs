@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use heddle_api::proto::discovery as proto;
+use heddle_api::{limits::MAX_SERVICE_REGEXES, proto::discovery as proto};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{At, Reason, each, is_label, millis, millis_or, port, protocol, regex, service_name};
@@ -12,8 +12,6 @@ use crate::snapshot::{
     ValueMatch,
 };
 
-/// Most regular expressions in the routes of one service.
-const MAX_REGEXES: usize = 500;
 /// Largest body that a policy may have a proxy keep for replay.
 const MAX_REPLAY: u64 = 1 << 20;
 
@@ -23,8 +21,8 @@ pub(in crate::discovery) fn service(name: &str, version: &str, sent: proto::Serv
         return Err(format!("name: {said:?} is not the resource's name"));
     }
     let regexes = regexes(&sent);
-    if regexes > MAX_REGEXES {
-        return Err(format!("ports: {regexes} regular expressions are more than {MAX_REGEXES}"));
+    if regexes > MAX_SERVICE_REGEXES {
+        return Err(format!("ports: {regexes} regular expressions are more than {MAX_SERVICE_REGEXES}"));
     }
     let mut ports = BTreeMap::new();
     for (number, compiled) in each("ports", sent.ports, service_port)? {

@@ -5,13 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use heddle_api::proto::{ads, discovery as proto, type_url};
+use heddle_api::{
+    limits::MAX_RESOURCE,
+    proto::{ads, discovery as proto, type_url},
+};
 use prost::Message;
 use prost_types::Any;
 use tokio::time::Instant;
 
 use super::MISSING_AFTER;
-use crate::discovery::compile::MAX_RESOURCE;
 
 /// INVALID_ARGUMENT of gRPC.
 const INVALID_ARGUMENT: i32 = 3;
