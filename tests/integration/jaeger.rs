@@ -33,6 +33,8 @@ async fn the_trace_of_an_order_of_the_shop_is_whole() {
     ] {
         command.args(["--set", &format!("{setting}=127.0.0.1:{port}")]);
     }
+    // Its hundred lines of a start would hide what failed.
+    command.args(["--set", "service.telemetry.logs.level=warn"]);
     let _jaeger = Process::start("jaeger", command, folder.path());
     let client = reqwest_client(client_builder());
     let get = async |path: &str| -> Result<Value, String> {
@@ -63,7 +65,10 @@ async fn the_trace_of_an_order_of_the_shop_is_whole() {
         let checked = traces.iter().filter(|trace| whole(trace)).map(check_tree);
         checked
             .reduce(|found, next| found.or(next))
-            .unwrap_or_else(|| Err(format!("none of {count} traces passes all services")))
+            .unwrap_or_else(|| {
+                let seen: BTreeSet<_> = traces.iter().map(services_of).collect();
+                Err(format!("none of {count} traces passes all services; they pass {seen:?}"))
+            })
     })
     .await;
 }

@@ -143,10 +143,10 @@ impl Drop for Process {
         self.kill();
         if std::thread::panicking() {
             let output = self.output();
-            let tail: Vec<&str> = output.lines().rev().take(60).collect();
+            let tail: Vec<&str> = output.lines().rev().take(30).collect();
             eprintln!("--- {} (last lines)", self.name);
             for line in tail.into_iter().rev() {
-                eprintln!("{line}");
+                eprintln!("{}", line.chars().take(300).collect::<String>());
             }
         }
     }
