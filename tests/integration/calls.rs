@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heddle_tests::{app::App, eventually, process::Process};
+use heddle_tests::{app::App, eventually, ports::free_port, process::Process};
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -116,7 +116,7 @@ async fn redis_through_an_upstream_port() {
     let Some(redis) = heddle_tests::peer::find("redis-server") else { return };
     let Some(cli) = heddle_tests::peer::find("redis-cli") else { return };
     let mut world = World::start().await;
-    let port = free_port().await;
+    let port = free_port();
     let mut command = std::process::Command::new(redis);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     let _redis = Process::start("redis", command, world.mesh.folder.path());
@@ -258,9 +258,4 @@ spec:
     assert_eq!(one + two, 200);
     // 1 in 4 of 200, five standard deviations wide.
     assert!((20..=80).contains(&two), "{one} to {two}");
-}
-
-async fn free_port() -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("bound").port()
 }

@@ -10,6 +10,7 @@ use heddle_tests::{
     eventually,
     mesh::{client_builder, reqwest_client},
     peer,
+    ports::free_port,
     process::{Process, binary},
 };
 use serde_json::Value;
@@ -23,7 +24,7 @@ const SERVICES: [&str; 4] = ["storefront", "orders", "payments-v", "inventory"];
 async fn the_trace_of_an_order_of_the_shop_is_whole() {
     let Some(jaeger) = peer::kept(JAEGER) else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let [otlp_grpc, otlp_http, query, query_grpc] = free_ports().await;
+    let [otlp_grpc, otlp_http, query, query_grpc] = std::array::from_fn(|_| free_port());
     let mut command = Command::new(jaeger);
     for (setting, port) in [
         ("receivers.otlp.protocols.grpc.endpoint", otlp_grpc),
@@ -63,12 +64,10 @@ async fn the_trace_of_an_order_of_the_shop_is_whole() {
             |trace: &Value| SERVICES.iter().all(|name| services_of(trace).iter().any(|seen| seen.starts_with(name)));
         // The demo kills a sidecar with -9, and with it the spans that it had not sent: not every trace is whole.
         let checked = traces.iter().filter(|trace| whole(trace)).map(check_tree);
-        checked
-            .reduce(|found, next| found.or(next))
-            .unwrap_or_else(|| {
-                let seen: BTreeSet<_> = traces.iter().map(services_of).collect();
-                Err(format!("none of {count} traces passes all services; they pass {seen:?}"))
-            })
+        checked.reduce(|found, next| found.or(next)).unwrap_or_else(|| {
+            let seen: BTreeSet<_> = traces.iter().map(services_of).collect();
+            Err(format!("none of {count} traces passes all services; they pass {seen:?}"))
+        })
     })
     .await;
 }
@@ -113,12 +112,4 @@ fn service_of(trace: &Value, span: &Value) -> String {
 fn services_of(trace: &Value) -> BTreeSet<String> {
     let spans = trace["spans"].as_array().cloned().unwrap_or_default();
     spans.iter().map(|span| service_of(trace, span)).collect()
-}
-
-async fn free_ports<const N: usize>() -> [u16; N] {
-    let mut listeners = Vec::new();
-    for _ in 0..N {
-        listeners.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
-    }
-    std::array::from_fn(|at| listeners[at].local_addr().expect("bound").port())
 }

@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, process::Command};
 
-use heddle_tests::{peer, process::Process};
+use heddle_tests::{peer, ports::free_port, process::Process};
 
 use crate::{
     nginx::listening,
     websocket::node,
-    world::{Service, World, free_port, script, succeed},
+    world::{Service, World, script, succeed},
 };
 
 struct Calls {
@@ -22,7 +22,7 @@ impl Calls {
     async fn start(options: &[&str]) -> Option<Self> {
         let python = peer::kept("python-1/bin/python")?;
         let folder = tempfile::Builder::new().prefix("heddle-grpc-").tempdir().expect("a temporary folder");
-        let port = free_port().await;
+        let port = free_port();
         let mut command = Command::new(&python);
         command.arg(script("grpc_server.py")).arg(port.to_string()).args(options);
         let server = Process::start("grpcio", command, folder.path());

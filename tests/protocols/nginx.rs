@@ -6,10 +6,8 @@ use std::{
     time::Duration,
 };
 
-use heddle_tests::{eventually, peer, process::Process};
+use heddle_tests::{eventually, peer, ports::free_port, process::Process};
 use tokio::net::TcpStream;
-
-use crate::world::free_port;
 
 /// A running nginx.
 pub(crate) struct Nginx {
@@ -30,7 +28,7 @@ impl Nginx {
         let folder = tempfile::Builder::new().prefix("heddle-nginx-").tempdir().expect("a temporary folder");
         let files = folder.path().join("files");
         std::fs::create_dir(&files).expect("a new folder");
-        let (http1, http2) = (free_port().await, free_port().await);
+        let (http1, http2) = (free_port(), free_port());
         let config = folder.path().join("nginx.conf");
         std::fs::write(&config, settings(folder.path(), http1, http2)).expect("written");
         let mut command = Command::new(nginx);

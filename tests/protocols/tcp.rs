@@ -9,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use heddle_tests::{eventually, peer, process::Process};
+use heddle_tests::{eventually, peer, ports::free_port, process::Process};
 
 use crate::{
     nginx::{Nginx, listening},
-    world::{Service, World, free_port, script, succeed},
+    world::{Service, World, script, succeed},
 };
 
 /// A folder that servers under users of their own may enter.
@@ -39,7 +39,7 @@ async fn assert_opaque(world: &World) {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_benchmark_finds_redis_as_it_is() {
     let (Some(server), Some(benchmark)) = (peer::find("redis-server"), peer::find("redis-benchmark")) else { return };
-    let (folder, port) = (folder(), free_port().await);
+    let (folder, port) = (folder(), free_port());
     let mut command = Command::new(server);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     let _server = Process::start("redis", command, folder.path());
@@ -62,7 +62,7 @@ async fn redis_benchmark_finds_redis_as_it_is() {
 async fn pgbench_finds_postgresql_as_it_is() {
     let Some(pgbench) = peer::find("pgbench") else { return };
     let Some(programs) = postgresql() else { return };
-    let (folder, port) = (folder(), free_port().await);
+    let (folder, port) = (folder(), free_port());
     let data = folder.path().join("data");
     fs::create_dir(&data).expect("a new folder");
     let mut command = Command::new("chown");
@@ -106,7 +106,7 @@ fn postgresql() -> Option<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_greets_first() {
     let (Some(server), Some(client)) = (peer::find("mariadbd"), peer::find("mariadb")) else { return };
-    let (folder, port) = (folder(), free_port().await);
+    let (folder, port) = (folder(), free_port());
     let data = folder.path().join("data");
     let mut command = Command::new("mariadb-install-db");
     command.args(["--no-defaults", "--user=mysql", "--auth-root-authentication-method=normal", "--skip-test-db"]);
@@ -133,7 +133,7 @@ async fn mariadb_greets_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ssh_and_its_half_closed_streams() {
     let (Some(server), Some(client)) = (peer::find("sshd"), peer::find("ssh")) else { return };
-    let (folder, port) = (folder(), free_port().await);
+    let (folder, port) = (folder(), free_port());
     let path = |name: &str| folder.path().join(name).display().to_string();
     for key in ["host", "user"] {
         let mut command = Command::new("ssh-keygen");
@@ -173,7 +173,7 @@ async fn ssh_and_its_half_closed_streams() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_smtp_server_greets_first() {
     let Some(python) = peer::kept("python-1/bin/python") else { return };
-    let (folder, port) = (folder(), free_port().await);
+    let (folder, port) = (folder(), free_port());
     let mut command = Command::new(&python);
     command.args(["-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Debugging", "stdout", "-l"]);
     command.arg(format!("127.0.0.1:{port}")).env("PYTHONUNBUFFERED", "1");
@@ -199,7 +199,7 @@ async fn haproxy_as_an_app_and_what_is_encrypted_already() {
     command.args(["-subj", "/CN=secret.test", "-addext", "subjectAltName=DNS:secret.test"]);
     command.args(["-keyout", &path("pem.key"), "-out", &path("pem")]);
     succeed(command).await;
-    let (http1, http2, tls) = (free_port().await, free_port().await, free_port().await);
+    let (http1, http2, tls) = (free_port(), free_port(), free_port());
     let settings = format!(
         "
 global

@@ -2,11 +2,11 @@
 
 use std::{path::PathBuf, process::Command};
 
-use heddle_tests::{peer, process::Process};
+use heddle_tests::{peer, ports::free_port, process::Process};
 
 use crate::{
     nginx::listening,
-    world::{Service, World, free_port, script, succeed},
+    world::{Service, World, script, succeed},
 };
 
 /// Node, with the modules that tests use.
@@ -21,7 +21,7 @@ pub(crate) fn node() -> Option<Command> {
 async fn websockets_are_what_they_are_without_proxies() {
     let Some(python) = peer::kept("python-1/bin/python") else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let port = free_port().await;
+    let port = free_port();
     let mut command = Command::new(&python);
     command.arg(script("websocket_server.py")).arg(port.to_string());
     let _server = Process::start("websockets", command, folder.path());
@@ -43,7 +43,7 @@ async fn extended_connect_opens_tunnels_where_the_app_takes_them() {
     let mut services = Vec::new();
     for (name, takes) in [("tunnel", "true"), ("plain", "false")] {
         let Some(mut command) = node() else { return };
-        let port = free_port().await;
+        let port = free_port();
         command.arg(script("tunnel_server.js")).args([&port.to_string(), takes]);
         servers.push(Process::start(name, command, folder.path()));
         listening(port).await;

@@ -8,7 +8,6 @@ use std::{
 };
 
 use heddle_tests::mesh::{Mesh, Proxy, ProxySpec};
-use tokio::net::TcpListener;
 
 /// What a service is called by, speaks, and listens at.
 pub(crate) struct Service {
@@ -135,12 +134,6 @@ pub(crate) async fn succeed(command: Command) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{shown}: {}\n{text}\n{errors}", output.status);
     text
-}
-
-/// A port that nobody listens on.
-pub(crate) async fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("bound").port()
 }
 
 /// A program beside these tests.

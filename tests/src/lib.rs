@@ -9,6 +9,7 @@ pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod peer;
+pub mod ports;
 pub mod process;
 
 use std::{

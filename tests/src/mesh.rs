@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::{
     eventually,
+    ports::free_port,
     process::{Process, binary},
 };
 
@@ -109,7 +110,7 @@ impl Mesh {
         let data = self.folder.path().join("control-plane");
         let mut command = Command::new(binary("heddle-control-plane"));
         let address = |of: fn(&ControlPlaneAddresses) -> &String| {
-            self.addresses.as_ref().map_or_else(|| "127.0.0.1:0".to_owned(), |addresses| of(addresses).clone())
+            self.addresses.as_ref().map_or_else(anywhere, |addresses| of(addresses).clone())
         };
         let has_own = |flag: &str| self.flags.iter().any(|own| own == flag);
         if !has_own("--mesh") {
@@ -256,16 +257,16 @@ impl Mesh {
         arguments.push(state.display().to_string());
         arguments.extend(["--join".to_owned(), join.display().to_string()]);
         for (flag, value) in [
-            ("--inbound", "127.0.0.1:0"),
-            ("--captured", "off"),
-            ("--http-proxy", "127.0.0.1:0"),
-            ("--admin", "127.0.0.1:0"),
-            ("--health", "127.0.0.1:0"),
+            ("--inbound", anywhere()),
+            ("--captured", "off".to_owned()),
+            ("--http-proxy", anywhere()),
+            ("--admin", anywhere()),
+            ("--health", anywhere()),
             // The apps of tests outlive their proxies, which wait for them until then.
-            ("--drain-deadline", "5s"),
+            ("--drain-deadline", "5s".to_owned()),
         ] {
             if !spec.flags.iter().any(|own| own == flag) {
-                arguments.extend([flag.to_owned(), value.to_owned()]);
+                arguments.extend([flag.to_owned(), value]);
             }
         }
         if let Some(service) = &spec.service {
@@ -453,4 +454,9 @@ fn write_private(path: &Path, text: &str) {
     let mut file =
         std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).expect("a file");
     std::io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+}
+
+/// Where a process listens, and will listen again after a restart.
+fn anywhere() -> String {
+    format!("127.0.0.1:{}", free_port())
 }

@@ -308,10 +308,12 @@ impl Mesh {
     }
 }
 
-/// A port that is free just now.
+/// A port of loopback that is free just now. Not one of those that the system gives to connections: it
+/// could be some connection's before the program that is told it listens there.
 fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
-    Ok(listener.local_addr()?.port())
+    let candidates = std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1_000);
+    let mut free = candidates.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().context("no free port between 10000 and 32000")
 }
 
 /// Waits for `addresses.json` in a folder.
