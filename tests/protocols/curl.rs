@@ -181,6 +181,19 @@ async fn connections_are_kept_though_the_app_ends_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn wrk_meets_no_error() {
+    let Some(wrk) = peer::find("wrk") else { return };
+    let Some(files) = Files::start().await else { return };
+    let mut command = Command::new(wrk);
+    command.args(["-t", "1", "-c", "50", "-d", "3s", &format!("http://{}/short", files.world.upstream("files"))]);
+    let text = succeed(command).await;
+    let requests =
+        text.lines().find(|line| line.contains("requests in")).and_then(|line| line.split_whitespace().next());
+    assert!(requests.and_then(|number| number.parse::<u64>().ok()).is_some_and(|number| number > 100), "{text}");
+    assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_answered_in_their_order() {
     let Some(files) = Files::start().await else { return };
     let mut socket = TcpStream::connect(files.world.upstream("files")).await.expect("a connection");

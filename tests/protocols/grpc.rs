@@ -20,7 +20,7 @@ struct Calls {
 impl Calls {
     /// A grpcio server with these channel options behind a pair of proxies.
     async fn start(options: &[&str]) -> Option<Self> {
-        let python = peer::kept("python-1/bin/python")?;
+        let python = peer::kept("python-2/bin/python")?;
         let folder = tempfile::Builder::new().prefix("heddle-grpc-").tempdir().expect("a temporary folder");
         let port = free_port();
         let mut command = Command::new(&python);

@@ -172,7 +172,7 @@ async fn ssh_and_its_half_closed_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_smtp_server_greets_first() {
-    let Some(python) = peer::kept("python-1/bin/python") else { return };
+    let Some(python) = peer::kept("python-2/bin/python") else { return };
     let (folder, port) = (folder(), free_port());
     let mut command = Command::new(&python);
     command.args(["-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Debugging", "stdout", "-l"]);
@@ -184,6 +184,41 @@ async fn an_smtp_server_greets_first() {
     command.arg(script("smtp_client.py")).arg(world.upstream("mail").port().to_string());
     assert_eq!(succeed(command).await, "all well\n");
     assert!(server.output().contains("a thread through the heddle"), "{}", server.output());
+    assert_opaque(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_and_its_heartbeats() {
+    let (Some(_), Some(epmd)) = (peer::find("rabbitmqctl"), peer::find("epmd")) else { return };
+    let Some(python) = peer::kept("python-2/bin/python") else { return };
+    let (folder, port, names, distribution) = (folder(), free_port(), free_port(), free_port());
+    let path = |name: &str| folder.path().join(name);
+    // Or RabbitMQ starts one that outlives it.
+    let mut command = Command::new(epmd);
+    command.args(["-port", &names.to_string(), "-address", "127.0.0.1"]);
+    let _names = Process::start("epmd", command, folder.path());
+    listening(names).await;
+    fs::write(path("plugins"), "[].").expect("written");
+    let mut command = Command::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
+    command.env("HOME", folder.path()).env("RABBITMQ_MNESIA_BASE", path("data"));
+    command.env("RABBITMQ_LOG_BASE", folder.path()).env("RABBITMQ_LOGS", "-");
+    command.env("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")).env("RABBITMQ_CONF_ENV_FILE", path("none"));
+    command.env("ERL_EPMD_PORT", names.to_string()).env("ERL_EPMD_ADDRESS", "127.0.0.1");
+    command.env("RABBITMQ_NODENAME", "heddle@localhost").env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1");
+    command.env("RABBITMQ_NODE_PORT", port.to_string()).env("RABBITMQ_DIST_PORT", distribution.to_string());
+    // One process, not a shell before it, which would leave it behind.
+    command.env("RABBITMQ_ALLOW_INPUT", "1").arg("-noinput");
+    command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1");
+    let _server = Process::start("rabbitmq", command, folder.path());
+    eventually("RabbitMQ's start", Duration::from_secs(90), || async {
+        let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+        connected.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    let world = World::start(&[Service::new("queue", "", port)]).await;
+    let mut command = Command::new(python);
+    command.arg(script("amqp_client.py")).arg(world.upstream("queue").port().to_string());
+    assert_eq!(succeed(command).await, "all well\n");
     assert_opaque(&world).await;
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn node() -> Option<Command> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn websockets_are_what_they_are_without_proxies() {
-    let Some(python) = peer::kept("python-1/bin/python") else { return };
+    let Some(python) = peer::kept("python-2/bin/python") else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let port = free_port();
     let mut command = Command::new(&python);
