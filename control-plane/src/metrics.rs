@@ -45,6 +45,7 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         heddle_runtime::process::register(&registry)?;
+        heddle_runtime::telemetry::register(&registry)?;
         let name = |name: &str| format!("heddle_control_plane_{name}");
         let gauge = |short: &str, help: &str| register(&registry, IntGauge::new(name(short), help)?);
         let counter = |short: &str, help: &str| register(&registry, IntCounter::new(name(short), help)?);

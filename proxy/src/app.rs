@@ -17,7 +17,10 @@ use std::{
 };
 
 use heddle_certs::SystemClock;
-use heddle_runtime::telemetry::{Format, LogHandle, init_logging};
+use heddle_runtime::{
+    process,
+    telemetry::{self as log, Format, LogHandle, init_logging},
+};
 use tokio::sync::watch;
 
 pub use self::addresses::Addresses;
@@ -81,8 +84,14 @@ pub struct Running {
 
 /// The proxy's whole life: settings, logging, start, signals, drain.
 pub fn run(flags: &file::Flags) -> ExitCode {
+    let code = live(flags);
+    log::flush();
+    code
+}
+
+fn live(flags: &file::Flags) -> ExitCode {
     let complain = |text: String| {
-        eprintln!("heddle-proxy: {text}");
+        log::say(&format!("heddle-proxy: {text}"));
         ExitCode::from(2)
     };
     let config = match file::load(flags) {
@@ -172,6 +181,8 @@ pub fn start(config: Config, log: Option<LogHandle>) -> Result<Running, StartErr
         Telemetry::new(workload::resource(&config, &namespace, &workload), &workload::tracing(&config))
             .map_err(StartError::Telemetry)?
     };
+    let of_process = process::register(telemetry.registry()).and(log::register(telemetry.registry()));
+    of_process.map_err(|error| StartError::Telemetry(error.into()))?;
     let drain = watch::Sender::new(ShutDown::No);
     let (finished, has_finished) = watch::channel(false);
     let Listeners { traffic, admin, health } = listeners;

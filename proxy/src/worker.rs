@@ -174,6 +174,7 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.clusters.sweep();
+        worker.inbound.tell_ended();
         let mut apps = worker.apps.borrow_mut();
         apps.retain(|_, pool| {
             pool.sweep(inbound::APP_IDLE);

@@ -1,11 +1,23 @@
 //! Logging of the process: to standard error, as text or JSON lines, with a level that can be changed
-//! while it runs.
+//! while it runs. Nobody waits for whoever reads it: what is not taken in time is dropped and counted.
 
-use std::io::{self, IsTerminal as _};
+mod lines;
 
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal as _},
+    panic,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use prometheus::Registry as Metrics;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
+
+use self::lines::{DROPPED, LINES, Lines};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,24 +46,73 @@ pub enum LogError {
     /// The process is ending.
     #[error("logging is gone")]
     Gone,
+    /// The system gives no thread or descriptor for it.
+    #[error("no thread or descriptor to write the log with")]
+    Writer(#[from] io::Error),
 }
+
+/// How long the end of the process waits for what was logged to be written.
+const FLUSH: Duration = Duration::from_secs(2);
+/// How long a panic waits for what it says to be written: it may be the last that the process says.
+const FLUSH_PANIC: Duration = Duration::from_millis(100);
 
 /// Changes what is logged, at run time. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
 
-/// Sets up logging for the whole process. `filter` is as in `info,heddle_proxy=debug`.
+/// Sets up logging for the whole process, panics included. `filter` is as in `info,heddle_proxy=debug`.
+///
+/// Whoever ends the process calls [`flush`] at last.
 pub fn init_logging(filter: &str, format: Format) -> Result<LogHandle, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     // Files and collectors of logs want no colours.
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours);
+    let queue = Lines::to_stderr()?;
+    let lines = fmt::layer().with_writer(Arc::clone(&queue)).with_ansi(colours);
     let lines = match format {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    // Panics write to standard error, too, and would wait for it.
+    panic::set_hook(Box::new(|panic| {
+        say_panic(panic);
+        if let Some(lines) = LINES.get() {
+            lines.flush(FLUSH_PANIC);
+        }
+    }));
+    // It was not set before, or the logger would have been.
+    let _ = LINES.set(queue);
     Ok(LogHandle(handle))
+}
+
+fn say_panic(panic: &panic::PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("\n{backtrace}"),
+        _ => String::new(),
+    };
+    say(&format!("thread '{}' {panic}{backtrace}", thread::current().name().unwrap_or("without a name")));
+}
+
+/// Writes a line to standard error, after what was logged before and without waiting, whatever the log's filter.
+pub fn say(line: &str) {
+    match LINES.get() {
+        Some(lines) => lines.push(format!("{line}\n").as_bytes()),
+        None => eprintln!("{line}"),
+    }
+}
+
+/// Waits until all that was logged is written, or 2 s: a log that nobody reads is no reason to stay.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush(FLUSH);
+    }
+}
+
+/// Adds `heddle_log_lines_dropped_total` to a registry.
+pub fn register(metrics: &Metrics) -> prometheus::Result<()> {
+    metrics.register(Box::new(DROPPED.clone()))
 }
 
 impl LogHandle {

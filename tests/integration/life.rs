@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use heddle_tests::eventually;
+use heddle_tests::{
+    app::App,
+    eventually,
+    mesh::{Mesh, ProxySpec},
+};
 use http::StatusCode;
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
-use crate::world::World;
+use crate::world::{ECHO, World, calling, serving};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_control_plane_proxies_go_on_and_start_again() {
@@ -27,7 +32,7 @@ async fn without_the_control_plane_proxies_go_on_and_start_again() {
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
 
     world.mesh.start_control_plane().await;
-    world.mesh.apply(&crate::world::ECHO.replace("echo", "later")).await;
+    world.mesh.apply(&ECHO.replace("echo", "later")).await;
     eventually("the proxies to be back", Duration::from_secs(20), || async {
         let response = client.get("http://later.test/").send().await.map_err(|error| error.to_string())?;
         match response.headers().get("heddle-error") {
@@ -58,9 +63,40 @@ async fn sigterm_drains_and_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_rotate_without_a_lost_request() {
-    let world = World::with(&["--svid-ttl", "3s"], crate::world::ECHO).await;
+    let world = World::with(&["--svid-ttl", "3s"], ECHO).await;
     let report =
         heddle_tests::load::steady(world.client.client(), "http://echo.test/".to_owned(), 100, Duration::from_secs(8))
             .await;
     report.assert_nothing_lost(800);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_up_no_request() {
+    let mut mesh = Mesh::start(&[]).await;
+    mesh.apply(ECHO).await;
+    let app = App::start("echo").await;
+    let fifo = mesh.folder.path().join("stderr");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).expect("a pipe");
+    // Full, and never read: who writes to it waits for ever.
+    let full =
+        rustix::fs::open(&fifo, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).expect("a pipe");
+    let mut full = std::fs::File::from(full);
+    while std::io::Write::write(&mut full, &[b'x'; 1 << 16]).is_ok() {}
+    let wrapper = ["sh", "-c", r#"exec "$@" 2>"$0""#].map(str::to_owned).into_iter();
+    let spec = ProxySpec {
+        wrapper: wrapper.chain([fifo.display().to_string()]).collect(),
+        flags: vec!["--log".to_owned(), "trace".to_owned()],
+        ..serving("echo-1", "echo", &[format!("80:{}", app.address.port())])
+    };
+    let mut server = mesh.proxy("test", spec).await;
+    let client = mesh.proxy("test", calling("client")).await;
+    let caller = client.client();
+    for _ in 0..50 {
+        let answer = tokio::time::timeout(Duration::from_secs(5), caller.get("http://echo.test/").send());
+        let status = answer.await.expect("it is not held up").expect("an answer").status();
+        assert_eq!(status, StatusCode::OK);
+    }
+    assert!(server.metrics().await.contains("heddle_log_lines_dropped_total 0"), "what waits still fits");
+    let status = server.process.terminate(Duration::from_secs(15)).await;
+    assert!(status.success(), "{status}");
 }

@@ -1,7 +1,7 @@
 //! Which port is called, and whether the caller may.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
@@ -44,11 +44,15 @@ pub(crate) struct Connection {
 
 /// The connections of a worker, for when policy changes.
 #[derive(Default)]
-pub(crate) struct Connections(RefCell<Vec<Weak<Connection>>>);
+pub(crate) struct Connections {
+    all: RefCell<Vec<Weak<Connection>>>,
+    /// Opaque ones that were ended since the log told of it.
+    ended: Cell<u64>,
+}
 
 impl Connections {
     fn register(&self, connection: &Rc<Connection>) {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.all.borrow_mut();
         if all.len() == all.capacity() {
             all.retain(|connection| connection.strong_count() > 0);
         }
@@ -57,13 +61,26 @@ impl Connections {
 
     /// Those of now.
     pub(super) fn open(&self) -> Vec<Weak<Connection>> {
-        self.0.borrow().clone()
+        self.all.borrow().clone()
     }
 
     /// Policy has changed: what is under way and no longer allowed ends.
     pub(crate) fn recheck(&self) {
-        let all: Vec<_> = self.0.borrow().iter().filter_map(Weak::upgrade).collect();
+        let all: Vec<_> = self.all.borrow().iter().filter_map(Weak::upgrade).collect();
         all.iter().for_each(|connection| connection.recheck());
+    }
+
+    /// Counts an open connection that is no longer allowed. The access log has each of them.
+    pub(super) fn count_ended(&self) {
+        self.ended.set(self.ended.get() + 1);
+    }
+
+    /// Logs how many were ended since the last call: one line for all, as a rule may end thousands.
+    pub(crate) fn tell_ended(&self) {
+        let ended = self.ended.take();
+        if ended > 0 {
+            tracing::info!(ended, "open connections were no longer allowed");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    access::{Connection, Port},
+    access::Connection,
     app::{self, CONNECT, TUNNEL_IDLE},
 };
 use crate::{
@@ -38,10 +38,10 @@ pub(super) async fn serve_meshed(
         Err(_) => return Err(broken(format!("not complete within {} ms", limit.as_millis()))),
     }
     match admit(connection, record).await {
-        Ok((port, app)) => {
+        Ok(app) => {
             let accepted = preamble::accept(&mut stream).await;
             accepted.map_err(|error| Error::new(ErrorKind::ClientGone, error.to_string()))?;
-            copy(stream, app, connection, &port, record).await;
+            copy(stream, app, connection, record).await;
             Ok(())
         }
         Err(error) => {
@@ -60,7 +60,7 @@ pub(super) async fn serve_meshed(
 pub(super) struct First {
     pub(super) spoke: Spoke,
     /// A connection to the app, where the caller may have an opaque one.
-    pub(super) app: Option<(Port, Stream)>,
+    pub(super) app: Option<Stream>,
 }
 
 /// Who was the first to speak.
@@ -88,7 +88,7 @@ pub(super) async fn wait_for_first(
         let others = async {
             match admit(connection, record).await {
                 Ok(admitted) => {
-                    let (_, dialled) = app.insert(admitted);
+                    let dialled = app.insert(admitted);
                     let mut said = BytesMut::with_capacity(4 << 10);
                     // An end or an error shows again with the next read.
                     let spoke = timeout(TUNNEL_IDLE, dialled.read_buf(&mut said)).await;
@@ -118,7 +118,7 @@ pub(super) async fn wait_for_first(
 /// From somebody in plaintext, who cannot be told anything. The connection to the app may be there already.
 pub(super) async fn serve_plaintext(
     stream: Stream,
-    app: Option<(Port, Stream)>,
+    app: Option<Stream>,
     connection: &Connection,
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
@@ -127,8 +127,8 @@ pub(super) async fn serve_plaintext(
         None => admit(connection, record).await,
     };
     match admitted {
-        Ok((port, app)) => {
-            copy(stream, app, connection, &port, record).await;
+        Ok(app) => {
+            copy(stream, app, connection, record).await;
             Ok(())
         }
         Err(error) => {
@@ -139,7 +139,7 @@ pub(super) async fn serve_plaintext(
 }
 
 /// A connection to the app, if the caller may have one.
-async fn admit(connection: &Connection, record: &mut ConnectionRecord) -> Result<(Port, Stream), Error> {
+async fn admit(connection: &Connection, record: &mut ConnectionRecord) -> Result<Stream, Error> {
     let worker = connection.worker();
     record.outcome.protocol = Protocol::Tcp;
     if worker.common.life.stage() >= Stage::Refusing {
@@ -151,11 +151,11 @@ async fn admit(connection: &Connection, record: &mut ConnectionRecord) -> Result
     connection.check_certificate()?;
     record.outcome.authorization = Some(connection.authorize_opaque(&port)?);
     let app = connect::connect(&worker.common.identity, &Target::plain(port.app), Carried::Tcp, CONNECT).await;
-    Ok((port, app.map_err(app::as_of_app)?.stream))
+    Ok(app.map_err(app::as_of_app)?.stream)
 }
 
 /// Until either side ends, or policy no longer allows it.
-async fn copy(stream: Stream, app: Stream, connection: &Connection, port: &Port, record: &mut ConnectionRecord) {
+async fn copy(stream: Stream, app: Stream, connection: &Connection, record: &mut ConnectionRecord) {
     let why = RefCell::new(None);
     let forbidden = async {
         loop {
@@ -164,7 +164,7 @@ async fn copy(stream: Stream, app: Stream, connection: &Connection, port: &Port,
             let still = connection.still_trusted().and_then(|()| connection.only_port());
             let still = still.and_then(|now| connection.authorize_opaque(&now));
             if let Err(error) = still {
-                tracing::info!(port = %port.name, %error, "an open connection is no longer allowed");
+                connection.worker().inbound.count_ended();
                 *why.borrow_mut() = Some(error.after_send());
                 return;
             }
