@@ -128,6 +128,7 @@ fn mesh_config(mesh: &Mesh) -> proto::MeshConfig {
             sampling_ratio: settings.telemetry.sampling_ratio,
             access_log: settings.telemetry.access_log,
         }),
+        namespaces: mesh.namespaces().map(str::to_owned).collect(),
     }
 }
 

@@ -62,6 +62,8 @@ struct RouteName {
 pub struct Mesh {
     trust_domain: TrustDomain,
     config: Option<Arc<Object<MeshConfigSpec>>>,
+    /// Namespaces that have objects, and how many.
+    namespaces: BTreeMap<Arc<str>, usize>,
     services: HashMap<Name, Arc<Object<ServiceSpec>>>,
     workloads: HashMap<Name, Arc<Object<WorkloadSpec>>>,
     registered: HashMap<Name, Arc<Registered>>,
@@ -96,6 +98,7 @@ impl Mesh {
         Self {
             trust_domain,
             config: None,
+            namespaces: BTreeMap::new(),
             services: HashMap::new(),
             workloads: HashMap::new(),
             registered: HashMap::new(),
@@ -146,6 +149,11 @@ impl Mesh {
             Some(config) => config.spec.suffixes.clone(),
             None => default_settings().suffixes,
         }
+    }
+
+    /// Namespaces that have objects, in order.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(|namespace| &**namespace)
     }
 
     /// What holds where no authorization rule matches.
@@ -222,6 +230,7 @@ impl Mesh {
     pub fn put(&mut self, object: AnyObject) -> Affected {
         let mut affected = Affected::default();
         let (kind, name) = (object.kind(), object.name());
+        let was_known = self.namespaces.contains_key(&name.namespace);
         let before = self.unlink(kind, &name, &mut affected);
         self.link(&name, object, &mut affected);
         if let (Some(AnyObject::MeshConfig(before)), Some(after)) = (&before, &self.config)
@@ -230,13 +239,16 @@ impl Mesh {
         {
             affected = Affected { mesh_config: true, ..Affected::default() };
         }
+        affected.mesh_config |= was_known != self.namespaces.contains_key(&name.namespace);
         affected
     }
 
     /// Removes an object.
     pub fn remove(&mut self, kind: ObjectKind, name: &Name) -> Affected {
         let mut affected = Affected::default();
+        let was_known = self.namespaces.contains_key(&name.namespace);
         self.unlink(kind, name, &mut affected);
+        affected.mesh_config |= was_known != self.namespaces.contains_key(&name.namespace);
         affected
     }
 
@@ -278,6 +290,9 @@ impl Mesh {
 
     fn link(&mut self, name: &Name, object: AnyObject, affected: &mut Affected) {
         let kind = object.kind();
+        if kind.is_namespaced() {
+            *self.namespaces.entry(Arc::clone(&name.namespace)).or_default() += 1;
+        }
         match object {
             AnyObject::MeshConfig(object) => self.config = Some(object),
             AnyObject::Service(object) => {
@@ -324,6 +339,18 @@ impl Mesh {
 
     fn unlink(&mut self, kind: ObjectKind, name: &Name, affected: &mut Affected) -> Option<AnyObject> {
         self.mark(kind, name, affected);
+        let object = self.take(kind, name)?;
+        if let Some(objects) = self.namespaces.get_mut(&name.namespace) {
+            *objects -= 1;
+            if *objects == 0 {
+                self.namespaces.remove(&name.namespace);
+            }
+        }
+        Some(object)
+    }
+
+    /// Takes an object out of all indices but that of namespaces.
+    fn take(&mut self, kind: ObjectKind, name: &Name) -> Option<AnyObject> {
         Some(match kind {
             ObjectKind::MeshConfig => AnyObject::MeshConfig(self.config.take()?),
             ObjectKind::Service => {

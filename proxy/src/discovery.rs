@@ -192,6 +192,10 @@ impl Discovery {
                 Err(Error::new(ErrorKind::UnknownDestination, detail))
             }
             Destination::Unknown => self.outside(snapshot, name, full),
+            Destination::Gone => {
+                let detail = format!("no service of the mesh is called {full} any more");
+                Err(Error::new(ErrorKind::UnknownDestination, detail))
+            }
         })
     }
 
@@ -206,10 +210,11 @@ impl Discovery {
                 let below = |parent: &str| {
                     name.host.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
                 };
-                // A bare name was completed here, so it is one of the mesh; and `x.<own namespace>` is
-                // far more likely a misspelt neighbour than a host of the internet.
+                // A bare name was completed here, so it is one of the mesh; and `x.<namespace>` is far more
+                // likely a misspelt neighbour than a host of the internet.
+                let is_namespace = |rest: &str| rest == self.shared.namespace || snapshot.namespaces.contains(rest);
                 !name.host.contains('.')
-                    || name.host.split_once('.').is_some_and(|(_, rest)| rest == self.shared.namespace)
+                    || name.host.split_once('.').is_some_and(|(_, rest)| is_namespace(rest))
                     || mesh.suffixes.iter().any(|suffix| below(suffix))
             }
         };

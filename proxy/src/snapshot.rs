@@ -6,7 +6,7 @@
 //! [`ClusterName`], and outlive any change that leaves their cluster be.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -26,6 +26,8 @@ use crate::authorize::Authorizer;
 pub struct Snapshot {
     /// What holds for the whole mesh; `None` until first received.
     pub mesh: Option<Arc<Mesh>>,
+    /// Namespaces that the mesh has, or had since this proxy started: `<name>.<namespace>` is never a host outside.
+    pub namespaces: Arc<BTreeSet<Arc<str>>>,
     /// Inbound policy of each service that this workload serves; the proxy is not ready without.
     pub inbound: BTreeMap<ServiceName, Arc<InboundPolicy>>,
     /// Services by each name that was dialled (`host:port`, `ip:port`, lower case).
@@ -51,6 +53,8 @@ pub enum Destination {
     },
     /// No service of the mesh has this name.
     Unknown,
+    /// No service has it any more; one had since this proxy started, so it is not dialled as a host outside.
+    Gone,
     /// The control plane's resource for it cannot be used; why.
     Rejected(Arc<str>),
 }
@@ -96,6 +100,8 @@ pub struct Mesh {
     pub cidrs: Vec<IpNet>,
     /// Whether destinations outside the mesh may be dialled.
     pub egress_allow: bool,
+    /// Its namespaces, as the control plane now has them.
+    pub namespaces: Vec<Arc<str>>,
     /// Share of new traces that are sampled.
     pub sampling_ratio: f64,
     /// Whether to write the access log.

@@ -194,6 +194,7 @@ pub(crate) fn calling(called: Vec<Called>) -> Snapshot {
             suffixes: vec!["mesh.local".into()],
             cidrs: vec!["10.42.0.0/16".parse().unwrap()],
             egress_allow: true,
+            namespaces: Vec::new(),
             sampling_ratio: 0.0,
             access_log: false,
         })),

@@ -460,8 +460,11 @@ fn settings_of_the_mesh_and_their_defaults() {
             cidrs: vec!["10.0.0.0/8".to_owned()],
             egress_allow: true,
             telemetry: Some(proto::Telemetry { sampling_ratio: 1.0, access_log: true }),
+            namespaces: Vec::new(),
         }
     );
+    let of_two = "kind: TrafficPolicy\nmetadata: {name: t, namespace: web}\nspec: {}\n---\n";
+    assert_eq!(settings(&format!("{of_two}{ORDERS}")).namespaces, ["shop", "web"]);
 }
 
 #[test]

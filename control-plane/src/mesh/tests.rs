@@ -135,7 +135,8 @@ fn policies_touch_what_they_are_attached_to() {
     let traffic = |mesh: &mut Mesh, text: &str| mesh.put(one(&format!("{{kind: TrafficPolicy, metadata: {text}}}")));
     let touched = |scope: &Scope| Affected { services: BTreeSet::from([scope.clone()]), ..Affected::default() };
     assert_eq!(traffic(&mut mesh, "{name: t}, spec: {}"), touched(&shop));
-    assert_eq!(traffic(&mut mesh, "{name: t, namespace: heddle}, spec: {}"), touched(&Scope::Mesh));
+    let first_there = Affected { mesh_config: true, ..touched(&Scope::Mesh) };
+    assert_eq!(traffic(&mut mesh, "{name: t, namespace: heddle}, spec: {}"), first_there);
     let own = "{name: t}, spec: {targetRef: {kind: Service, name: orders}}";
     let both = BTreeSet::from([shop.clone(), Scope::Service(Name::new("shop", "orders"))]);
     assert_eq!(traffic(&mut mesh, own), Affected { services: both, ..Affected::default() });
@@ -165,6 +166,24 @@ fn settings_touch_everything_only_if_they_must() {
     assert_eq!(put(&mut mesh, "{egress: allow, suffixes: [svc]}"), everything);
     assert_eq!(put(&mut mesh, "{suffixes: [svc], defaultAuthorization: allow}"), everything);
     assert_eq!(mesh.remove(ObjectKind::MeshConfig, &Name::new("", "mesh")), everything);
+}
+
+#[test]
+fn the_first_and_the_last_object_of_a_namespace_touch_the_settings() {
+    let mut mesh = mesh(SHOP);
+    let far = |name: &str, port: u16| {
+        one(&format!(
+            "{{kind: Service, metadata: {{name: {name}, namespace: far}}, spec: {{ports: [{{port: {port}}}]}}}}"
+        ))
+    };
+    assert!(mesh.put(far("a", 80)).mesh_config);
+    assert!(mesh.namespaces().eq(["far", "secure", "shop"]));
+    assert!(!mesh.put(far("a", 81)).mesh_config, "it was known");
+    assert!(!mesh.put(far("b", 80)).mesh_config);
+    assert!(!mesh.remove(ObjectKind::Service, &Name::new("far", "a")).mesh_config, "there is another");
+    assert!(!mesh.remove(ObjectKind::Service, &Name::new("far", "a")).mesh_config, "it is not there");
+    assert!(mesh.remove(ObjectKind::Service, &Name::new("far", "b")).mesh_config);
+    assert!(mesh.namespaces().eq(["secure", "shop"]));
 }
 
 #[test]

@@ -147,6 +147,14 @@ pub(super) fn mesh(name: &str, mesh: proto::MeshConfig) -> Result<Mesh, Reason> 
         if suffix.split('.').all(is_label) { Ok(suffix) } else { Err(format!(": {suffix:?} is no name suffix")) }
     })?;
     let cidrs = each("cidrs", mesh.cidrs, |text| cidr(&text))?;
+    let mut namespaces = Vec::with_capacity(mesh.namespaces.len());
+    // As many as there are: the message's own size bounds them.
+    for (index, namespace) in mesh.namespaces.into_iter().enumerate() {
+        if !is_label(&namespace) {
+            return Err(format!("namespaces[{index}]: {namespace:?} is no namespace"));
+        }
+        namespaces.push(namespace.into());
+    }
     let telemetry = mesh.telemetry.unwrap_or_default();
     if !(0.0..=1.0).contains(&telemetry.sampling_ratio) {
         return Err(format!("telemetry.sampling_ratio: {} is not between 0 and 1", telemetry.sampling_ratio));
@@ -156,6 +164,7 @@ pub(super) fn mesh(name: &str, mesh: proto::MeshConfig) -> Result<Mesh, Reason> 
         suffixes,
         cidrs,
         egress_allow: mesh.egress_allow,
+        namespaces,
         sampling_ratio: telemetry.sampling_ratio,
         access_log: telemetry.access_log,
     })

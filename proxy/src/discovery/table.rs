@@ -2,6 +2,7 @@
 //! and the time go in; requests to send and the next [`Snapshot`] come out.
 
 mod dump;
+mod former;
 mod kind;
 mod saved;
 #[cfg(test)]
@@ -21,7 +22,10 @@ use heddle_api::proto::{ads, discovery as proto, type_url};
 use heddle_certs::{TrustBundle, TrustDomain};
 use tokio::time::Instant;
 
-use self::kind::{Answer, Kind, Response};
+use self::{
+    former::Former,
+    kind::{Answer, Kind, Response},
+};
 use super::compile;
 use crate::{
     config::ServedService,
@@ -78,6 +82,7 @@ pub(crate) struct Table {
     services: Kind<Service>,
     endpoints: Kind<Endpoints>,
     dialled: BTreeMap<String, Dialled>,
+    former: Former,
     /// Services as the snapshot has them; `services` may hold a later one whose backends are awaited.
     active: BTreeMap<String, Arc<Service>>,
     /// Services in use no longer, and since when.
@@ -135,6 +140,7 @@ impl Table {
             services: Kind::new(type_url::SERVICE, keep_sent),
             endpoints: Kind::new(type_url::ENDPOINTS, keep_sent),
             dialled: BTreeMap::new(),
+            former: Former::default(),
             active: BTreeMap::new(),
             unused: BTreeMap::new(),
             opened: false,
@@ -184,6 +190,10 @@ impl Table {
     fn forget(&mut self, name: &str) {
         self.dialled.remove(name);
         self.services.unwant(name);
+        // An address that nobody dials any more may come to be somebody else's.
+        if name.parse::<SocketAddr>().is_ok() {
+            self.former.forget(name);
+        }
     }
 
     /// Usage marks of all destinations, by name.
@@ -336,7 +346,12 @@ impl Table {
         let url = sent.type_url.clone();
         let own = &self.own;
         let response = match url.as_str() {
-            type_url::MESH_CONFIG => self.meshes.apply(sent, |name, _, sent| compile::mesh(name, sent)),
+            type_url::MESH_CONFIG => {
+                let response = self.meshes.apply(sent, |name, _, sent| compile::mesh(name, sent));
+                let namespaces = self.meshes.values().flat_map(|mesh| &mesh.namespaces);
+                namespaces.for_each(|namespace| self.former.know_namespace(namespace));
+                response
+            }
             // Put to use before it is acknowledged: the control plane goes on to sign under a new
             // root when every proxy has said that it knows it.
             type_url::TRUST_BUNDLE => self.bundles.apply(sent, |name, _, sent| {
@@ -361,10 +376,16 @@ impl Table {
         let wanted = |resource: &ads::Resource| resource.aliases.iter().any(|alias| dialled.contains_key(alias));
         let response = self.services.apply_if(sent, wanted, compile::service);
         for (name, aliases) in &response.updated {
+            if let Some((namespace, _)) = name.split_once('/') {
+                self.former.know_namespace(namespace);
+            }
             for (alias, dialled) in &mut self.dialled {
                 let named = aliases.contains(alias);
                 let was = dialled.answer == Some(Dial::Service(name.clone()));
                 // The aliases are all that hit it: what is not among them no longer does.
+                if was && !named {
+                    self.former.leave(alias);
+                }
                 if named != was {
                     dialled.answer = Some(if named { Dial::Service(name.clone()) } else { Dial::Unknown });
                 }
@@ -387,6 +408,9 @@ impl Table {
             self.active.remove(name);
             for (alias, dialled) in &mut self.dialled {
                 if alias == name || dialled.answer == Some(Dial::Service(name.clone())) {
+                    if matches!(dialled.answer, Some(Dial::Service(_))) {
+                        self.former.leave(alias);
+                    }
                     dialled.answer = Some(Dial::Unknown);
                     self.services.settle(alias, Answer::Missing);
                 }
@@ -400,7 +424,11 @@ impl Table {
     /// Everything that is in effect now.
     pub(super) fn snapshot(&mut self, now: Instant) -> Snapshot {
         self.refresh(now);
-        let mut snapshot = Snapshot { mesh: self.meshes.held("mesh").cloned(), ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            mesh: self.meshes.held("mesh").cloned(),
+            namespaces: self.former.namespaces().clone(),
+            ..Snapshot::default()
+        };
         for policy in self.inbound.values() {
             snapshot.inbound.insert(policy.service.clone(), Arc::clone(policy));
         }
@@ -413,6 +441,7 @@ impl Table {
         for (name, dialled) in &self.dialled {
             let destination = match &dialled.answer {
                 None => continue,
+                Some(Dial::Unknown) if self.former.had(name) => Destination::Gone,
                 Some(Dial::Unknown) => Destination::Unknown,
                 Some(Dial::Rejected(reason)) => Destination::Rejected(Arc::clone(reason)),
                 Some(Dial::Service(service)) => {

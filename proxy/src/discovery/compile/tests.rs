@@ -297,6 +297,7 @@ fn a_mesh_without_meaning_is_refused() {
         // An empty suffix would claim every name.
         with(|m| m.suffixes = vec![String::new()]),
         with(|m| m.cidrs = vec!["10.0.0.0".to_owned()]),
+        with(|m| m.namespaces = vec!["web".to_owned(), "Shop".to_owned()]),
         with(|m| m.telemetry = Some(proto::Telemetry { sampling_ratio: f64::NAN, access_log: false })),
         mesh("other", good.clone()),
     ] {

@@ -137,6 +137,7 @@ fn mesh(egress_allow: bool) -> Resource {
         cidrs: vec!["10.0.0.0/8".to_owned()],
         egress_allow,
         telemetry: None,
+        namespaces: vec!["web".to_owned()],
     };
     resource(type_url::MESH_CONFIG, "mesh", "1", &[], &message)
 }
@@ -231,8 +232,16 @@ async fn what_is_no_service_is_refused_or_let_out() {
     let proxy = Proxy::start(fake.address, Duration::from_millis(200));
     let mut session = fake.session().await;
     assert_eq!(proxy.resolve("nobody").await, Err(ErrorKind::DiscoveryTimeout), "nothing was said");
-    let names =
-        ["nobody.shop:80", "x.mesh.local:80", "mesh.local:80", "10.1.2.3:80", "example.com:443", "192.0.2.1:80"];
+    let names = [
+        "nobody.shop:80",
+        "nobody.web:80",
+        "x.mesh.local:80",
+        "mesh.local:80",
+        "10.1.2.3:80",
+        "example.com:443",
+        "x.y.web:443",
+        "192.0.2.1:80",
+    ];
     for name in names {
         let _ = proxy.resolve(name).await;
     }
@@ -242,10 +251,10 @@ async fn what_is_no_service_is_refused_or_let_out() {
     for (egress_allow, outside) in [(true, Ok("outside".to_owned())), (false, Err(ErrorKind::EgressDenied))] {
         session.send(type_url::MESH_CONFIG, "m", vec![mesh(egress_allow)], &[]).await;
         while session.request(type_url::MESH_CONFIG).await.response_nonce != "m" {}
-        for name in ["nobody", "nobody.shop", "x.mesh.local", "mesh.local", "10.1.2.3"] {
+        for name in ["nobody", "nobody.shop", "nobody.web", "nobody.WEB.", "x.mesh.local", "mesh.local", "10.1.2.3"] {
             assert_eq!(proxy.resolve(name).await, Err(ErrorKind::UnknownDestination), "{name}");
         }
-        for name in ["example.com:443", "192.0.2.1:80"] {
+        for name in ["example.com:443", "x.y.web:443", "192.0.2.1:80"] {
             assert_eq!(proxy.resolve(name).await, outside, "{name}");
         }
     }

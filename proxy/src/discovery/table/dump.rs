@@ -18,6 +18,7 @@ impl Table {
                 "suffixes": mesh.suffixes,
                 "cidrs": mesh.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "egressAllow": mesh.egress_allow,
+                "namespaces": self.former.namespaces().iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
                 "samplingRatio": mesh.sampling_ratio,
                 "accessLog": mesh.access_log,
             })
@@ -28,6 +29,7 @@ impl Table {
             .map(|(name, dialled)| {
                 let answer = match &dialled.answer {
                     None => json!({ "state": "waiting" }),
+                    Some(Dial::Unknown) if self.former.had(name) => json!({ "state": "gone" }),
                     Some(Dial::Unknown) => json!({ "state": "unknown" }),
                     Some(Dial::Rejected(reason)) => json!({ "state": "rejected", "reason": reason.as_ref() }),
                     Some(Dial::Service(service)) => json!({ "state": "service", "service": service }),

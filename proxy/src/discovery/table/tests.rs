@@ -76,6 +76,7 @@ fn mesh(egress_allow: bool) -> (String, Any) {
         cidrs: vec!["10.0.0.0/8".to_owned()],
         egress_allow,
         telemetry: None,
+        namespaces: vec!["web".to_owned()],
     };
     ("mesh".to_owned(), packed(type_url::MESH_CONFIG, &message))
 }
@@ -122,6 +123,7 @@ fn leads_to(table: &mut Table, name: &str, now: Instant) -> Option<String> {
     match table.snapshot(now).destinations.get(name)? {
         Destination::Service { service, .. } => Some(service.to_string()),
         Destination::Unknown => Some("unknown".to_owned()),
+        Destination::Gone => Some("gone".to_owned()),
         Destination::Rejected(reason) => Some(format!("rejected {reason}")),
     }
 }
@@ -294,7 +296,7 @@ async fn names_come_and_go() {
     // The service is deleted.
     table
         .apply(response(type_url::SERVICE, "", vec![], &["shop/payments", "payments.shop:80", "nothing.shop:80"]), now);
-    assert_eq!(leads_to(&mut table, "payments.shop:80", now).as_deref(), Some("unknown"));
+    assert_eq!(leads_to(&mut table, "payments.shop:80", now).as_deref(), Some("gone"));
     assert!(!table.snapshot(now).services.contains_key(&service_name("shop/payments")));
 }
 
@@ -341,6 +343,49 @@ async fn what_nobody_uses_is_dropped_and_what_is_used_stays() {
     let snapshot = table.snapshot(later);
     assert!(snapshot.services.is_empty() && snapshot.endpoints.is_empty() && snapshot.destinations.is_empty());
     assert!(table.saved().len() < 500, "nothing of it is left");
+}
+
+#[tokio::test]
+async fn what_was_of_the_mesh_stays_so_whatever_becomes_of_it() {
+    let now = Instant::now();
+    let mut table = with_payments(now);
+    table.dial("10.0.0.9:80", false, now).unwrap();
+    let aliases = ["10.0.0.9:80", "payments.shop:80"];
+    table.apply(response(type_url::SERVICE, "2", vec![(service("shop/payments", &[]), &aliases)], &[]), now);
+    table.apply(response(type_url::MESH_CONFIG, "1", vec![(mesh(true), &[])], &[]), now);
+    // The port is gone, or it is no longer exported to here: it answers to one alias, then to none.
+    let one: &[&str] = &["10.0.0.9:80"];
+    table.apply(response(type_url::SERVICE, "3", vec![(service("shop/payments", &[]), one)], &[]), now);
+    assert_eq!(leads_to(&mut table, "payments.shop:80", now).as_deref(), Some("gone"));
+    table.apply(response(type_url::SERVICE, "", vec![], one), now);
+    for alias in aliases {
+        assert_eq!(leads_to(&mut table, alias, now).as_deref(), Some("gone"), "{alias}");
+    }
+    // Nor is it another's after a time in which nobody asked; an address may be.
+    let later = now + 700 * SECOND;
+    assert!(table.sweep(later));
+    for alias in aliases {
+        table.dial(alias, false, later).unwrap();
+    }
+    table.apply(response(type_url::SERVICE, "", vec![], &aliases), later);
+    assert_eq!(leads_to(&mut table, "payments.shop:80", later).as_deref(), Some("gone"));
+    assert_eq!(leads_to(&mut table, "10.0.0.9:80", later).as_deref(), Some("unknown"));
+    table.apply(response(type_url::SERVICE, "4", vec![(service("shop/payments", &[]), &aliases)], &[]), later);
+    table.apply(
+        response(type_url::ENDPOINTS, "4", vec![(endpoints("shop/payments", &["127.0.0.1:1"]), &[])], &[]),
+        later,
+    );
+    assert_eq!(leads_to(&mut table, "payments.shop:80", later).as_deref(), Some("shop/payments"));
+
+    // Nor are namespaces, whether they were named or had a service.
+    let namespaces =
+        |table: &mut Table| table.snapshot(later).namespaces.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(namespaces(&mut table), ["shop", "web"]);
+    let (name, _) = mesh(true);
+    let none = proto::MeshConfig { trust_domain: "heddle.local".to_owned(), ..proto::MeshConfig::default() };
+    let none = (name, packed(type_url::MESH_CONFIG, &none));
+    assert!(is_ack(&table.apply(response(type_url::MESH_CONFIG, "2", vec![(none, &[])], &[]), later)));
+    assert_eq!(namespaces(&mut table), ["shop", "web"]);
 }
 
 #[tokio::test]
@@ -492,6 +537,7 @@ fn an_address_means_one_instance_or_the_service_that_claims_it() {
     let shown = aliases.map(|alias| match &snapshot.destinations[alias] {
         Destination::Service { service, port, instance } => format!("{service}:{port} {instance:?}"),
         Destination::Unknown => "unknown".to_owned(),
+        Destination::Gone => "gone".to_owned(),
         Destination::Rejected(why) => why.to_string(),
     });
     assert_eq!(
