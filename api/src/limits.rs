@@ -14,6 +14,12 @@ pub const MAX_SERVICE_BYTES: usize = MAX_RESOURCE - (256 << 10);
 pub const MAX_PLACE_RULES: usize = 1280;
 /// Most bytes of those rules, as JSON.
 pub const MAX_PLACE_BYTES: usize = 1 << 20;
+/// Most DENY rules that a service has from other places, because routes lead to it from there.
+pub const MAX_INHERITED_RULES: usize = 256;
+/// Most operations of those rules, as routes translate them.
+pub const MAX_INHERITED_OPERATIONS: usize = 2048;
+/// Most bytes of those rules, as JSON.
+pub const MAX_INHERITED_BYTES: usize = 512 << 10;
 /// Most matches of all rules of a route, as in the Gateway API.
 pub const MAX_ROUTE_MATCHES: usize = 128;
 /// Most pairs of a host name and a match of a route.

@@ -6,6 +6,7 @@
 mod endpoints;
 mod filters;
 mod inbound;
+pub(crate) mod inherited;
 mod routes;
 mod service;
 #[cfg(test)]

@@ -27,6 +27,7 @@ pub use self::{
     affected::{Affected, Hosts, Scope},
     resolve::{MAX_ALIAS, parse_alias},
 };
+use crate::compile::inherited::{Objects, Route};
 
 /// The namespace whose policies without a target hold for the whole mesh.
 pub const MESH_NAMESPACE: &str = "heddle";
@@ -88,6 +89,8 @@ pub struct Mesh {
     routes_of: Multimap<Name, RouteName>,
     /// Service -> routes that send requests to it.
     routes_to: Multimap<Name, RouteName>,
+    /// Namespace -> its routes that send requests to services of others.
+    routes_abroad: Multimap<Arc<str>, RouteName>,
     traffic_of: Multimap<Scope, Name>,
     authorization_of: Multimap<Scope, Name>,
 }
@@ -115,6 +118,7 @@ impl Mesh {
             registered_of: Multimap::default(),
             routes_of: Multimap::default(),
             routes_to: Multimap::default(),
+            routes_abroad: Multimap::default(),
             traffic_of: Multimap::default(),
             authorization_of: Multimap::default(),
         }
@@ -217,6 +221,24 @@ impl Mesh {
     /// Authorization policies attached exactly to this scope.
     pub fn authorization_policies(&self, scope: &Scope) -> impl Iterator<Item = &Arc<Object<AuthorizationPolicySpec>>> {
         self.authorization_of.of(scope).filter_map(|name| self.authorization.get(name))
+    }
+
+    fn route(&self, route: &RouteName) -> Option<Route<'_>> {
+        match route.kind {
+            ObjectKind::HttpRoute => self.http_routes.get(&route.name).map(|route| Route::Http(route)),
+            ObjectKind::GrpcRoute => self.grpc_routes.get(&route.name).map(|route| Route::Grpc(route)),
+            ObjectKind::TcpRoute => self.tcp_routes.get(&route.name).map(|route| Route::Tcp(route)),
+            _ => None,
+        }
+    }
+
+    fn links(&self, kind: ObjectKind, name: &Name) -> Option<RouteLinks> {
+        match kind {
+            ObjectKind::HttpRoute => self.http_routes.get(name).map(|object| http_links(name, object)),
+            ObjectKind::GrpcRoute => self.grpc_routes.get(name).map(|object| grpc_links(name, object)),
+            ObjectKind::TcpRoute => self.tcp_routes.get(name).map(|object| tcp_links(name, object)),
+            _ => None,
+        }
     }
 
     /// Which compiled resources an object goes into, as the mesh is now.
@@ -407,6 +429,9 @@ impl Mesh {
             self.routes_of.insert(parent, route.clone());
         }
         for backend in links.backends {
+            if backend.namespace != name.namespace {
+                self.routes_abroad.insert(Arc::clone(&name.namespace), route.clone());
+            }
             self.routes_to.insert(backend, route.clone());
         }
     }
@@ -419,6 +444,21 @@ impl Mesh {
         for backend in links.backends {
             self.routes_to.remove(&backend, &route);
         }
+        self.routes_abroad.remove(&name.namespace, &route);
+    }
+}
+
+impl Objects for Mesh {
+    fn service(&self, name: &Name) -> Option<&Object<ServiceSpec>> {
+        self.services.get(name).map(Arc::as_ref)
+    }
+
+    fn routes_to(&self, backend: &Name) -> Vec<Route<'_>> {
+        self.routes_to.of(backend).filter_map(|route| self.route(route)).collect()
+    }
+
+    fn policies(&self, scope: &Scope) -> Vec<&Object<AuthorizationPolicySpec>> {
+        self.authorization_policies(scope).map(Arc::as_ref).collect()
     }
 }
 

@@ -258,4 +258,37 @@ spec:
     assert_eq!(one + two, 200);
     // 1 in 4 of 200, five standard deviations wide.
     assert!((20..=80).contains(&two), "{one} to {two}");
+
+    // What is denied for the service is denied wherever its routes lead.
+    world
+        .mesh
+        .apply(
+            "
+apiVersion: heddle.dev/v1
+kind: AuthorizationPolicy
+metadata: { name: no-admin, namespace: test }
+spec:
+  targetRef: { kind: Service, name: echo }
+  action: DENY
+  rules: [{ name: admin, to: [{ paths: [/admin/*] }] }]
+",
+        )
+        .await;
+    for beta in ["no", "yes"] {
+        let get = |path: &str| client.get(format!("http://echo.test{path}")).header("x-beta", beta).send();
+        eventually("the denial", Duration::from_secs(5), || async {
+            match get("/admin/x").await {
+                Ok(response) if response.status() == StatusCode::FORBIDDEN => Ok(()),
+                other => Err(format!("x-beta {beta}: {other:?}")),
+            }
+        })
+        .await;
+        assert_eq!(get("/public").await.expect("an answer").status(), StatusCode::OK);
+    }
+    let seen = second.count();
+    assert_eq!(
+        client.get("http://echo-v2.test/admin/x").send().await.expect("an answer").status(),
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(second.count(), seen, "nothing of it arrived");
 }

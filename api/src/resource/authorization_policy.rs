@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 
 /// Who may call the services that this attaches to. A DENY rule that matches wins, then any ALLOW
 /// rule, then the mesh's default.
+///
+/// Where a route leads from such a service to others, DENY rules hold for these too (for the ports that
+/// the route leads to, and for paths as the route rewrites them, besides those that are written), and for
+/// all of their callers. ALLOW rules do not: whom they let in is for the policies of these others to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {

@@ -1,23 +1,28 @@
-//! InboundPolicy: who may call a service.
-
-use std::sync::Arc;
+//! InboundPolicy: who may call a service. Its DENY rules are its own, and those that come with routes.
 
 use heddle_api::{
     proto::discovery as proto,
-    resource::{Action, AuthorizationPolicySpec, MtlsMode, Object, OperationSpec, ServicePortSpec, SourceSpec},
+    resource::{
+        Action, AuthorizationPolicySpec, MtlsMode, Object, OperationSpec, RuleSpec, ServicePortSpec, SourceSpec,
+    },
 };
 use heddle_certs::TrustDomain;
 
-use super::{oldest_first, service::protocol};
-use crate::mesh::{Mesh, Scope};
+use super::{inherited, oldest_first, service::protocol};
+use crate::mesh::Mesh;
 use heddle_api::resource::Name;
 
 pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::InboundPolicy> {
     let service = mesh.service(name)?;
-    let scopes = [Scope::Mesh, Scope::Namespace(Arc::clone(&name.namespace)), Scope::Service(name.clone())];
+    let scopes = inherited::scopes(name);
     let policies: Vec<_> = scopes.iter().flat_map(|scope| oldest_first(mesh.authorization_policies(scope))).collect();
     let of = |action| policies.iter().filter(move |policy| policy.spec.action == action);
-    let rules = of(Action::Deny).chain(of(Action::Allow)).flat_map(|policy| rules(mesh.trust_domain(), policy));
+    let own = |action| of(action).flat_map(|policy| rules(mesh.trust_domain(), policy));
+    let inherited = inherited::of(mesh, name);
+    let inherited = inherited.values().map(|inherited| {
+        rule(mesh.trust_domain(), inherited.policy, inherited.index, inherited.rule, &inherited.operations)
+    });
+    let rules = own(Action::Deny).chain(inherited).chain(own(Action::Allow));
     Some(proto::InboundPolicy {
         service: name.to_string(),
         ports: service.spec.ports.iter().map(port).collect(),
@@ -40,15 +45,24 @@ fn port(port: &ServicePortSpec) -> proto::InboundPort {
 }
 
 fn rules(trust_domain: &TrustDomain, policy: &Object<AuthorizationPolicySpec>) -> Vec<proto::AuthorizationRule> {
-    let name = Name::of(&policy.metadata);
-    let compile = |(index, rule): (usize, &heddle_api::resource::RuleSpec)| proto::AuthorizationRule {
-        policy: format!("AuthorizationPolicy {name}"),
+    let each = policy.spec.rules.iter().enumerate();
+    each.map(|(index, own)| rule(trust_domain, policy, index, own, &own.to)).collect()
+}
+
+fn rule(
+    trust_domain: &TrustDomain,
+    policy: &Object<AuthorizationPolicySpec>,
+    index: usize,
+    rule: &RuleSpec,
+    operations: &[OperationSpec],
+) -> proto::AuthorizationRule {
+    proto::AuthorizationRule {
+        policy: format!("AuthorizationPolicy {}", Name::of(&policy.metadata)),
         rule: rule.name.clone().unwrap_or_else(|| index.to_string()),
         deny: policy.spec.action == Action::Deny,
         sources: rule.from.iter().map(|source| compile_source(trust_domain, source)).collect(),
-        operations: rule.to.iter().map(compile_operation).collect(),
-    };
-    policy.spec.rules.iter().enumerate().map(compile).collect()
+        operations: operations.iter().map(compile_operation).collect(),
+    }
 }
 
 fn compile_source(trust_domain: &TrustDomain, source: &SourceSpec) -> proto::Source {

@@ -13,6 +13,7 @@ use heddle_api::{
     resource::{
         BackendRef, GrpcMethodMatch, GrpcRouteSpec, HeaderMatch, HttpRouteFilter, HttpRouteMatch, HttpRouteSpec,
         MatchType, Object, ParentRef, PathMatch, PathMatchType, QueryParamMatch, RouteRetry, RouteTimeouts,
+        ServiceSpec,
     },
 };
 use jiff::Timestamp;
@@ -100,7 +101,7 @@ fn path_rank(path: Option<&proto::StringMatch>) -> (PathRank, Reverse<usize>) {
 }
 
 /// Whether a route's parents name this port of this service (whose namespace is the route's).
-fn attaches(parents: &[ParentRef], service: &Name, port: u16) -> bool {
+pub(super) fn attaches(parents: &[ParentRef], service: &Name, port: u16) -> bool {
     parents.iter().any(|parent| *parent.name == *service.name && parent.port.is_none_or(|named| named == port))
 }
 
@@ -229,9 +230,14 @@ fn backend(mesh: &Mesh, route: &Name, reference: &BackendRef) -> proto::Backend 
 }
 
 fn backend_port(mesh: &Mesh, service: &Name, port: Option<u16>) -> Result<u16, String> {
-    let Some(object) = mesh.service(service) else {
-        return Err(format!("service {service} does not exist"));
-    };
+    match mesh.service(service) {
+        Some(object) => port_of(object, service, port),
+        None => Err(format!("service {service} does not exist")),
+    }
+}
+
+/// The port of a backend that a route means, or why none.
+pub(super) fn port_of(object: &Object<ServiceSpec>, service: &Name, port: Option<u16>) -> Result<u16, String> {
     match (port, object.spec.ports.as_slice()) {
         (Some(port), ports) if ports.iter().any(|candidate| candidate.port == port) => Ok(port),
         (Some(port), _) => Err(format!("service {service} has no port {port}")),

@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use heddle_api::resource::{Name, ObjectKind};
+use heddle_api::resource::{Action, Name, ObjectKind};
 
-use super::{
-    Mesh, RouteName, declared_address, grpc_links, http_links, scope, tcp_links, virtual_addresses, workload_services,
-};
+use super::{Mesh, RouteName, declared_address, scope, virtual_addresses, workload_services};
+use crate::compile::inherited;
 
 /// A set of services: what a policy attaches to, or what a change touches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +98,7 @@ impl Mesh {
             }
             ObjectKind::HttpRoute | ObjectKind::GrpcRoute | ObjectKind::TcpRoute => {
                 affected.services.extend(self.parents(kind, name).into_iter().map(Scope::Service));
+                self.mark_denied(kind, name, affected);
             }
             ObjectKind::TrafficPolicy => {
                 if let Some(policy) = self.traffic.get(name) {
@@ -107,7 +107,11 @@ impl Mesh {
             }
             ObjectKind::AuthorizationPolicy => {
                 if let Some(policy) = self.authorization.get(name) {
-                    affected.inbound.insert(scope(name, policy.spec.target_ref.as_ref()));
+                    let scope = scope(name, policy.spec.target_ref.as_ref());
+                    if policy.spec.action == Action::Deny && !policy.spec.rules.is_empty() {
+                        self.mark_inheriting(&scope, affected);
+                    }
+                    affected.inbound.insert(scope);
                 }
             }
         }
@@ -123,6 +127,10 @@ impl Mesh {
         for RouteName { kind, name } in self.routes_to.of(name) {
             affected.services.extend(self.parents(*kind, name).into_iter().map(Scope::Service));
         }
+        // Denials for its ports hold for the ports of backends, as routes translate them.
+        for RouteName { kind, name } in self.routes_of.of(name) {
+            self.mark_denied(*kind, name, affected);
+        }
         if let Hosts::Some(hosts) = &mut affected.hosts {
             hosts.extend(self.hosts(name).into_iter().map(Arc::from));
         }
@@ -133,14 +141,31 @@ impl Mesh {
         instances.chain(declared).chain(claimed).for_each(|address| affected.add_address(address));
     }
 
-    fn parents(&self, kind: ObjectKind, route: &Name) -> BTreeSet<Name> {
-        match kind {
-            ObjectKind::HttpRoute => self.http_routes.get(route).map(|object| http_links(route, object)),
-            ObjectKind::GrpcRoute => self.grpc_routes.get(route).map(|object| grpc_links(route, object)),
-            ObjectKind::TcpRoute => self.tcp_routes.get(route).map(|object| tcp_links(route, object)),
-            _ => None,
+    /// Marks the backends of a route that inherit denials by it.
+    fn mark_denied(&self, kind: ObjectKind, name: &Name, affected: &mut Affected) {
+        let Some(route) = self.route(&RouteName { kind, name: name.clone() }) else { return };
+        for backend in self.links(kind, name).into_iter().flat_map(|links| links.backends) {
+            let mut found = inherited::Found::new();
+            inherited::by_route(self, route, &backend, &mut found);
+            if !found.is_empty() {
+                affected.inbound.insert(Scope::Service(backend));
+            }
         }
-        .map(|links| links.parents)
-        .unwrap_or_default()
+    }
+
+    /// Marks the services that inherit denials from here and are not here themselves.
+    fn mark_inheriting(&self, scope: &Scope, affected: &mut Affected) {
+        let routes: Vec<_> = match scope {
+            Scope::Mesh => return,
+            Scope::Namespace(namespace) => self.routes_abroad.of(namespace).collect(),
+            Scope::Service(service) => self.routes_of.of(service).collect(),
+        };
+        for RouteName { kind, name } in routes {
+            self.mark_denied(*kind, name, affected);
+        }
+    }
+
+    fn parents(&self, kind: ObjectKind, route: &Name) -> BTreeSet<Name> {
+        self.links(kind, route).map(|links| links.parents).unwrap_or_default()
     }
 }

@@ -4,6 +4,7 @@
 //! that it changes or removes.
 
 mod conflicts;
+mod inherited;
 mod limits;
 mod ports;
 #[cfg(test)]

@@ -9,7 +9,9 @@ use std::{
 use heddle_api::{
     limits::{MAX_PLACE_BYTES, MAX_PLACE_RULES, MAX_PORT_RULES, MAX_SERVICE_BYTES, MAX_SERVICE_REGEXES},
     problem::Fault,
-    resource::{AnyObject, HeaderMatch, HttpRouteMatch, MatchType, Name, ObjectKind, PathMatchType, QueryParamMatch},
+    resource::{
+        Action, AnyObject, HeaderMatch, HttpRouteMatch, MatchType, Name, ObjectKind, PathMatchType, QueryParamMatch,
+    },
 };
 use serde::Serialize;
 
@@ -17,6 +19,7 @@ use super::{
     super::Change,
     OperationFault, View,
     conflicts::{parents, ports},
+    inherited::{backends_of, too_many_inherited},
 };
 
 /// Routes that are named where there are too many rules.
@@ -41,11 +44,21 @@ pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<O
     // Each with the operations that are told.
     let mut services: BTreeMap<Name, BTreeSet<(usize, &str)>> = BTreeMap::new();
     let mut places: BTreeMap<Name, BTreeSet<usize>> = BTreeMap::new();
+    let mut backends: BTreeMap<Name, BTreeSet<usize>> = BTreeMap::new();
     for (operation, change) in changes {
         let Some(object) = &change.after else { continue };
         if let AnyObject::AuthorizationPolicy(policy) = object {
             let target = policy.spec.target_ref.as_ref().map_or("", |target| &target.name);
-            places.entry(change.name.sibling(target)).or_default().insert(*operation);
+            let place = change.name.sibling(target);
+            if policy.spec.action == Action::Deny {
+                for backend in view.denied_through(&place) {
+                    backends.entry(backend).or_default().insert(*operation);
+                }
+            }
+            places.entry(place).or_default().insert(*operation);
+        }
+        for backend in backends_of(object) {
+            backends.entry(backend).or_default().insert(*operation);
         }
         if change.kind == ObjectKind::Service {
             services.entry(change.name.clone()).or_default().insert((*operation, "spec.ports"));
@@ -66,6 +79,15 @@ pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<O
     }
     for (place, operations) in places {
         if let Some(message) = too_many_policies(view, &place) {
+            faults.extend(
+                operations
+                    .into_iter()
+                    .map(|operation| OperationFault { operation, fault: Fault::new("spec.rules", message.clone()) }),
+            );
+        }
+    }
+    for (backend, operations) in backends {
+        if let Some(message) = too_many_inherited(view, &backend) {
             faults.extend(
                 operations
                     .into_iter()
@@ -149,7 +171,7 @@ fn too_many_policies(view: &View, place: &Name) -> Option<String> {
 }
 
 /// The largest parts of a sum: `HTTPRoute shop/a 4800, HTTPRoute shop/b 300`.
-fn list(mut parts: Vec<(String, usize)>) -> String {
+pub(super) fn list(mut parts: Vec<(String, usize)>) -> String {
     parts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let more = if parts.len() > SHOWN { ", ..." } else { "" };
     let shown: Vec<_> = parts.iter().take(SHOWN).map(|(object, count)| format!("{object} {count}")).collect();
@@ -219,7 +241,7 @@ fn header_regexes(headers: &[HeaderMatch]) -> usize {
 }
 
 /// How long a value is as JSON, which is longer than it will be for proxies.
-fn size(value: impl Serialize) -> usize {
+pub(super) fn size(value: impl Serialize) -> usize {
     struct Count(usize);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

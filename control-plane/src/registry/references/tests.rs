@@ -468,3 +468,23 @@ fn indices_follow_what_changes() {
     assert_eq!(referrers(&bench, "any"), [""; 0]);
     assert_eq!(bench.0.extra_hosts().count(), 0);
 }
+
+#[test]
+fn denials_that_come_with_routes_stay_within_what_a_proxy_takes() {
+    let mut bench = Bench::new();
+    let deny = |count: usize| {
+        let rules: Vec<_> = (0..count).map(|index| json!({ "to": [{ "paths": [format!("/{index}")] }] })).collect();
+        json!({ "targetRef": { "kind": "Service", "name": "orders" }, "action": "DENY", "rules": rules })
+    };
+    let route =
+        |to: &str| json!({ "parentRefs": [{ "name": "orders" }], "rules": [{ "backendRefs": [{ "name": to }] }] });
+    bench.commit(vec![put("AuthorizationPolicy", "a", deny(200)), put("HTTPRoute", "split", route("any"))]);
+    let message = "the DENY rules that hold for service shop/any because routes lead there from other services would have \
+                   300 rules; at most 256 (rules: AuthorizationPolicy shop/a 200, AuthorizationPolicy shop/b 100)";
+    bench.refuse(vec![put("AuthorizationPolicy", "b", deny(100))], &[("0 spec.rules", message)]);
+    bench.commit(vec![put("AuthorizationPolicy", "b", deny(50))]);
+    // Where no route leads anywhere else, as many are no matter.
+    bench.commit(vec![(ObjectKind::HttpRoute, Name::new("shop", "split"), None)]);
+    bench.commit(vec![put("AuthorizationPolicy", "b", deny(100))]);
+    bench.refuse(vec![put("HTTPRoute", "split", route("any"))], &[("0 spec.rules", message)]);
+}
