@@ -3,6 +3,7 @@
 //! Each resource is compiled when a proxy first asks for it, encoded once, and shared by all its
 //! subscribers. Its version is a hash of its content, so it is the same after a restart.
 
+pub(crate) mod conditions;
 mod endpoints;
 mod filters;
 mod inbound;

@@ -27,7 +27,7 @@ pub use self::{
     affected::{Affected, Hosts, Scope},
     resolve::{MAX_ALIAS, parse_alias},
 };
-use crate::compile::inherited::{Objects, Route};
+use crate::compile::inherited::{self, Objects, Route};
 
 /// The namespace whose policies without a target hold for the whole mesh.
 pub const MESH_NAMESPACE: &str = "heddle";
@@ -232,13 +232,44 @@ impl Mesh {
         }
     }
 
-    fn links(&self, kind: ObjectKind, name: &Name) -> Option<RouteLinks> {
+    /// The services that a route names.
+    pub(crate) fn links(&self, kind: ObjectKind, name: &Name) -> Option<RouteLinks> {
         match kind {
             ObjectKind::HttpRoute => self.http_routes.get(name).map(|object| http_links(name, object)),
             ObjectKind::GrpcRoute => self.grpc_routes.get(name).map(|object| grpc_links(name, object)),
             ObjectKind::TcpRoute => self.tcp_routes.get(name).map(|object| tcp_links(name, object)),
             _ => None,
         }
+    }
+
+    /// Where a route leads: services, and the ports that it names.
+    pub(crate) fn backends(&self, kind: ObjectKind, name: &Name) -> Vec<(Name, Option<u16>)> {
+        let route = self.route(&RouteName { kind, name: name.clone() });
+        let references = route.map(Route::backends).unwrap_or_default().into_iter();
+        references.map(|backend| (name.relative(backend.namespace.as_deref(), &backend.name), backend.port)).collect()
+    }
+
+    /// Services that the routes of a service lead to.
+    pub(crate) fn backends_of(&self, service: &Name) -> BTreeSet<Name> {
+        let links = self.routes_of.of(service).filter_map(|route| self.links(route.kind, &route.name));
+        links.flat_map(|links| links.backends).collect()
+    }
+
+    /// An authorization policy, and what it is attached to.
+    pub(crate) fn authorization_policy(&self, name: &Name) -> Option<(&Object<AuthorizationPolicySpec>, Scope)> {
+        let policy = self.authorization.get(name)?;
+        Some((policy, scope(name, policy.spec.target_ref.as_ref())))
+    }
+
+    /// Services for which a policy holds only because routes lead there.
+    pub(crate) fn inheriting(&self, policy: &Name) -> BTreeSet<Name> {
+        let uses = self.uses(ObjectKind::AuthorizationPolicy, policy).inbound;
+        let inherits = |service: &Name| inherited::of(self, service).keys().any(|(inherited, _)| inherited == policy);
+        let services = uses.into_iter().filter_map(|scope| match scope {
+            Scope::Service(service) => Some(service),
+            Scope::Mesh | Scope::Namespace(_) => None,
+        });
+        services.filter(inherits).collect()
     }
 
     /// Which compiled resources an object goes into, as the mesh is now.
@@ -463,9 +494,9 @@ impl Objects for Mesh {
 }
 
 /// The services that a route names.
-struct RouteLinks {
-    parents: BTreeSet<Name>,
-    backends: BTreeSet<Name>,
+pub(crate) struct RouteLinks {
+    pub(crate) parents: BTreeSet<Name>,
+    pub(crate) backends: BTreeSet<Name>,
 }
 
 fn http_links(name: &Name, route: &Object<HttpRouteSpec>) -> RouteLinks {

@@ -67,7 +67,9 @@ pub struct Rejection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Condition {
-    /// E.g. `BackendNotFound`.
+    /// Of a route `ParentNotFound`, `BackendNotFound`, `BackendPortNotFound`, `BackendNotExported`; of a service
+    /// `ServiceAccountInvalid`, `InheritsDenials`; of an authorization policy `TargetNotFound`, `HoldsForBackends`,
+    /// `NotForBackends`; of any object that proxies take with others, `RejectedAsPart`. There may be more in time.
     pub r#type: String,
     /// For people.
     pub message: String,

@@ -202,6 +202,15 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// All of its references to backends.
+    pub(crate) fn backends(self) -> Vec<&'a BackendRef> {
+        match self {
+            Self::Http(route) => route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
+            Self::Grpc(route) => route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
+            Self::Tcp(route) => route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).collect(),
+        }
+    }
+
     /// The ports of a parent whose callers follow this route.
     fn parent_ports(self, objects: &impl Objects, parent: &Name) -> Vec<u16> {
         let Some(service) = objects.service(parent) else { return Vec::new() };
@@ -234,14 +243,7 @@ impl<'a> Route<'a> {
                 };
                 route.spec.rules.iter().flat_map(of_rule).collect()
             }
-            Self::Grpc(route) => {
-                let references = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs);
-                references.filter(leads_there).map(plain).collect()
-            }
-            Self::Tcp(route) => {
-                let references = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs);
-                references.filter(leads_there).map(plain).collect()
-            }
+            Self::Grpc(_) | Self::Tcp(_) => self.backends().into_iter().filter(leads_there).map(plain).collect(),
         }
     }
 }

@@ -2,13 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heddle_api::resource::{MESH_CONFIG_NAME, Name, ObjectKind, ObjectStatus, Rejection};
+use heddle_api::resource::{Condition, MESH_CONFIG_NAME, Name, ObjectKind, ObjectStatus, Rejection};
 
 use super::{
-    super::{catalog::StreamId, session::Standing},
+    super::{
+        catalog::{Key, StreamId},
+        session::Standing,
+    },
     Inner, Proxy,
 };
-use crate::{compile::ResourceKind, mesh::Scope};
+use crate::{
+    compile::{ResourceKind, conditions},
+    mesh::Scope,
+};
 
 /// Rejections listed in an object's status.
 const MAX_REJECTIONS: usize = 20;
@@ -56,11 +62,16 @@ impl Inner {
                 keys.extend(self.catalog.watched(ResourceKind::InboundPolicy, &uses.inbound));
             }
         }
+        let is_part = !matches!(kind, ObjectKind::Service | ObjectKind::MeshConfig);
+        let mut conditions = conditions::of(&self.catalog.mesh, kind, name);
         let mut worst: BTreeMap<StreamId, Standing> = BTreeMap::new();
         for key in keys {
             let watchers: Vec<_> = self.catalog.watchers(key.0, &key.1).collect();
             for id in watchers {
                 if let Some(standing) = self.standing(id, &key) {
+                    if matches!(standing, Standing::Rejected(_)) && is_part && conditions.len() < MAX_REJECTIONS {
+                        conditions.extend(rejected_as_part(&key, &conditions));
+                    }
                     let entry = worst.entry(id).or_insert(Standing::Applied);
                     if rank(&standing) > rank(entry) {
                         *entry = standing;
@@ -69,7 +80,7 @@ impl Inner {
             }
         }
         let observed_generation = if is_told { generation } else { generation.saturating_sub(1) };
-        let mut status = ObjectStatus { observed_generation, ..ObjectStatus::default() };
+        let mut status = ObjectStatus { observed_generation, conditions, ..ObjectStatus::default() };
         for (id, standing) in worst {
             match standing {
                 _ if !is_told => status.pending += 1,
@@ -124,6 +135,17 @@ impl Inner {
         reports.sort_by(|a, b| a.proxy.node.cmp(&b.proxy.node));
         reports
     }
+}
+
+/// Proxies take a service with all of its routes and policies, or nothing of it.
+fn rejected_as_part(key: &Key, known: &[Condition]) -> Option<Condition> {
+    let message = format!(
+        "rejected as part of {} {}: the fault may be in this object, or in another one of it",
+        key.0.label(),
+        key.1
+    );
+    let condition = Condition { r#type: "RejectedAsPart".to_owned(), message };
+    (!known.contains(&condition)).then_some(condition)
 }
 
 fn rank(standing: &Standing) -> u8 {

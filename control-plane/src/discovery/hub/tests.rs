@@ -198,4 +198,17 @@ async fn all_rejections_are_counted_and_some_listed() {
     }
     let status = hub.object_status(ObjectKind::Service, &Name::new("shop", "orders"), 1, 1);
     assert_eq!((status.rejected_count, status.rejected.len()), (30, 20));
+    assert!(status.conditions.is_empty(), "{:?}", status.conditions);
+
+    // What else is in the service was rejected with it.
+    let (name, policy) = (Name::new("shop", "orders"), "{kind: TrafficPolicy, metadata: {name: orders}, spec: {}}");
+    hub.change(2, |mesh| {
+        mesh.put(objects(policy).remove(0));
+        Affected::default()
+    });
+    let status = hub.object_status(ObjectKind::TrafficPolicy, &name, 1, 1);
+    assert_eq!(status.rejected_count, 30);
+    let told: Vec<_> = status.conditions.iter().map(|condition| condition.r#type.as_str()).collect();
+    assert_eq!(told, ["RejectedAsPart"]);
+    assert!(status.conditions[0].message.starts_with("rejected as part of Service shop/orders: "));
 }
