@@ -115,7 +115,7 @@ impl Discovery {
     }
 
     /// Another snapshot from now on.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn replace(&self, snapshot: Snapshot) {
         self.shared.snapshot.store(Arc::new(snapshot));
         self.shared.changed.send_modify(|version| *version += 1);

@@ -1,8 +1,13 @@
 //! What the fuzz targets of `fuzz/` drive that nobody else outside may: no part of this crate's interface.
 #![doc(hidden)]
 
+#[cfg(fuzzing)]
+mod fronts;
+
 use http::{HeaderValue, request::Parts};
 
+#[cfg(fuzzing)]
+pub use self::fronts::Fronts;
 use crate::{config::Limits, outcome::Error, serve};
 pub use crate::{
     detect::{Detected, classify},

@@ -59,7 +59,7 @@ pub mod state;
 mod stream;
 mod tcp;
 pub mod telemetry;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 pub mod trace_context;
 pub mod worker;

@@ -61,18 +61,6 @@ pub(crate) const HYPER_MAX_HEADERS: usize = 100;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Spawns hyper's tasks on this worker, for the apps and clients of tests.
-#[cfg(test)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Local;
-
-#[cfg(test)]
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
-
 /// Why a connection ended, if not well; `None`: nobody is to blame.
 pub(crate) type Ended = Option<Error>;
 

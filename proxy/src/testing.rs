@@ -1,7 +1,12 @@
 //! A whole mesh in one thread: proxies with a common authority and fixed snapshots, apps, and clients.
 
+// Fuzzing uses a part of it.
+#![cfg_attr(not(test), allow(dead_code))]
+
 pub(crate) mod app;
 pub(crate) mod client;
+pub(crate) mod strict;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -37,6 +42,16 @@ use crate::{
     trace_context::Sampler,
     worker::{Common, Handle, Worker},
 };
+
+/// Spawns hyper's tasks on this worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}
 
 /// Runs a test on a runtime like a worker's, with an end.
 pub(crate) fn run(test: impl Future<Output = ()> + 'static) {

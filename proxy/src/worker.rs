@@ -241,7 +241,7 @@ impl Worker {
 
 impl Handle {
     /// The only worker.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn alone() -> Rc<[Self]> {
         Rc::new([Self { sender: None, load: Arc::default() }])
     }

@@ -12,7 +12,7 @@ use tokio::{
     task::spawn_local,
 };
 
-use crate::serve::Local;
+use crate::testing::Local;
 
 pub(crate) type AppBody = UnsyncBoxBody<Bytes, std::io::Error>;
 

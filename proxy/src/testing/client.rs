@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::spawn_local};
 
-use crate::serve::Local;
+use crate::testing::Local;
 
 /// A response with its body.
 #[derive(Debug)]
