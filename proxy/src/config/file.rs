@@ -70,7 +70,7 @@ pub struct Flags {
     /// Availability zone.
     #[arg(long, value_name = "ZONE", env = "HEDDLE_PROXY_ZONE")]
     pub zone: Option<String>,
-    /// Threads that carry traffic [default: 1].
+    /// Threads that carry traffic, or auto: as many as the CPUs that affinity and cgroup give it [default: 1].
     #[arg(long, value_name = "N", env = "HEDDLE_PROXY_WORKERS")]
     pub workers: Option<String>,
     /// OTLP endpoint for spans.

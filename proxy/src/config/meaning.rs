@@ -50,7 +50,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let health = address(&mut top, "health").unwrap_or_else(|| any(15020));
     let labels = labels(&mut top);
     let zone = top.parse_with("zone", |zone| label(zone).map(|()| zone.to_owned())).unwrap_or_default();
-    let workers = number(&mut top, "workers", 1, 1, 256);
+    let workers = workers(&mut top);
     let tracing = tracing(top.section("tracing"));
     let drain = drain(top.section("drain"));
     let limits = limits(top.section("limits"));
@@ -68,7 +68,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
         health,
         labels,
         zone,
-        workers: NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN),
+        workers,
         tracing,
         drain,
         limits,
@@ -150,6 +150,18 @@ fn number<T: FromStr + PartialOrd + std::fmt::Display + Copy>(
     let right = || format!("write a whole number from {min} to {max}");
     at.parse_with(key, |text| text.parse().ok().filter(|n| (min..=max).contains(n)).ok_or_else(right))
         .unwrap_or(default)
+}
+
+/// Threads that carry traffic; `auto`: one for each CPU that this process may use, by its affinity and its
+/// cgroup's limit.
+fn workers(at: &mut Section) -> NonZeroUsize {
+    const MAX: usize = 256;
+    let auto = || std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX));
+    let parse = |text: &str| {
+        let number = if text == "auto" { Some(auto()) } else { text.parse().ok().filter(|n| *n <= MAX) };
+        number.and_then(NonZeroUsize::new).ok_or_else(|| format!("write a whole number from 1 to {MAX}, or auto"))
+    };
+    at.parse_with("workers", parse).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// A duration within bounds.

@@ -165,7 +165,8 @@ const FAULTS: &[(&str, &str, &str)] = &[
     ("outbound: { upstreams: [{ name: 'a b', listen: 1 }] }", "outbound.upstreams[0].name", "write service"),
     ("outbound: { upstreams: [{ name: 'a:0', listen: 1 }] }", "outbound.upstreams[0].name", "write service"),
     ("health: 127.0.0.1:15000", "health", "127.0.0.1:15000 is taken by admin"),
-    ("workers: 0", "workers", "from 1 to 256"),
+    ("workers: 0", "workers", "from 1 to 256, or auto"),
+    ("workers: 257", "workers", "from 1 to 256, or auto"),
     ("workers: [1]", "workers", "is no single value"),
     ("drain: { deadline: 30 }", "drain.deadline", "30 is not right: write a duration"),
     ("limits: { maxHeaderBytes: 1 }", "limits.maxHeaderBytes", "from 8192 to 1048576"),
@@ -180,6 +181,13 @@ const FAULTS: &[(&str, &str, &str)] = &[
     ("a: b: c", "--config", "is no YAML"),
     ("zone: a\nzone: b", "--config", "duplicate"),
 ];
+
+#[test]
+fn workers_may_be_as_many_as_the_cpus() {
+    let cpus = std::thread::available_parallelism().unwrap();
+    assert_eq!(Files::new().load_yaml("workers: auto").unwrap().workers, cpus);
+    assert_eq!(Files::new().load_yaml("zone: a").unwrap().workers.get(), 1);
+}
 
 #[test]
 fn every_fault_is_named_with_its_path() {
