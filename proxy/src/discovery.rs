@@ -25,7 +25,7 @@ use tokio::{
 use self::table::LastUsed;
 pub(crate) use self::{
     stream::{Client, Connect, Status},
-    table::{AcceptBundle, Origin, Own, Table},
+    table::{AcceptBundle, InUse, Origin, Own, Table},
 };
 use crate::{
     config::DialName,
@@ -110,6 +110,8 @@ impl Discovery {
     /// A handle that holds this snapshot for good, for tests of the request path.
     pub fn fixed(snapshot: Snapshot, namespace: &str) -> Self {
         let (discovery, feed) = Self::new(namespace, Duration::from_millis(50));
+        let usage = snapshot.destinations.keys().map(|name| (name.clone(), Arc::default())).collect();
+        feed.shared.usage.store(Arc::new(usage));
         feed.shared.snapshot.store(Arc::new(snapshot));
         discovery
     }
@@ -119,6 +121,12 @@ impl Discovery {
     pub(crate) fn replace(&self, snapshot: Snapshot) {
         self.shared.snapshot.store(Arc::new(snapshot));
         self.shared.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Whether a connection keeps this destination, for tests.
+    #[cfg(test)]
+    pub(crate) fn is_kept(&self, full: &str) -> bool {
+        self.shared.usage.load().get(full).is_some_and(|used| used.is_in_use())
     }
 
     /// What this proxy believes now. Lock-free.
@@ -192,10 +200,7 @@ impl Discovery {
                 Err(Error::new(ErrorKind::UnknownDestination, detail))
             }
             Destination::Unknown => self.outside(snapshot, name, full),
-            Destination::Gone => {
-                let detail = format!("no service of the mesh is called {full} any more");
-                Err(Error::new(ErrorKind::UnknownDestination, detail))
-            }
+            Destination::Gone => Err(gone(full)),
         })
     }
 
@@ -239,9 +244,33 @@ impl Discovery {
         }
     }
 
-    /// Marks a destination as used, for connections that live long without resolving it again.
-    pub fn touch(&self, name: &DialName) {
-        self.mark(&self.complete(name));
+    /// Keeps a destination that is known from being forgotten, for connections that live long without resolving
+    /// it again.
+    pub(crate) fn keep(&self, name: &DialName) -> Option<InUse> {
+        let used = self.shared.usage.load().get(self.complete(name).as_str()).cloned()?;
+        Some(InUse::new(used, self.shared.started))
+    }
+
+    /// Whether a connection that was made for a name may go on: not where the name is no service's any more, nor,
+    /// of one to `outside` the mesh, where policy no longer lets it be dialled.
+    ///
+    /// # Errors
+    /// `UnknownDestination`, `EgressDenied`, as from [`Discovery::resolve`].
+    pub(crate) fn still(&self, name: &DialName, outside: bool) -> Result<(), Error> {
+        let full = self.complete(name);
+        let snapshot = self.shared.snapshot.load();
+        match snapshot.destinations.get(&full) {
+            Some(Destination::Service { .. }) if outside => {
+                let detail = format!("{full} is a service of the mesh now, and this connection leads past its proxy");
+                Err(Error::new(ErrorKind::EgressDenied, detail))
+            }
+            // Of an instance that has left, one hears this.
+            Some(Destination::Service { .. } | Destination::Rejected(_)) => Ok(()),
+            // It may have been forgotten meanwhile.
+            None if !outside => Ok(()),
+            None | Some(Destination::Unknown) if outside => self.outside(&snapshot, name, &full).map(drop),
+            None | Some(Destination::Unknown | Destination::Gone) => Err(gone(&full)),
+        }
     }
 
     /// Everything believed, with versions and subscriptions, for the admin listener.
@@ -278,6 +307,10 @@ impl Discovery {
             format!("{}.{}:{}", name.host, self.shared.namespace, name.port)
         }
     }
+}
+
+fn gone(full: &str) -> Error {
+    Error::new(ErrorKind::UnknownDestination, format!("no service of the mesh is called {full} any more"))
 }
 
 /// The task's end of a [`Discovery`].

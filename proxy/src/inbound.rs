@@ -21,7 +21,11 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::net::TcpStream;
 
 use self::{access::Connection, caller::Caller};
-pub(crate) use self::{access::Connections, app::APP_IDLE, trust::follow_roots};
+pub(crate) use self::{
+    access::{Connections, recheck},
+    app::APP_IDLE,
+    trust::follow_roots,
+};
 use crate::{
     body::Body,
     connect::Carried,

@@ -47,6 +47,7 @@ mod inbound;
 pub mod learned;
 pub mod lifecycle;
 pub mod listener;
+mod open;
 mod outbound;
 pub mod outcome;
 pub mod path;

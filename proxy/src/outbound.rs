@@ -10,6 +10,7 @@ mod connect_method;
 mod destination;
 mod opaque;
 mod request;
+mod tunnel;
 
 use std::rc::Rc;
 
@@ -17,6 +18,7 @@ use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
+pub(crate) use self::tunnel::{Tunnels, recheck};
 use self::{
     destination::{Destination, Spoken},
     opaque::Tentative,
@@ -67,15 +69,17 @@ async fn serve_destination(
         Ok(()) => destination::resolve(worker, name).await,
         Err(error) => Err(error),
     };
+    // Also while the app says nothing for long: it must be known when it connects again.
+    let _in_use = worker.common.discovery.keep(name);
     let learn = |found| worker.learned.outbound(name, destination::leads_to(&destination), found);
     let (spoken, found) = destination::spoken(worker, &mut stream, name, destination.as_ref().ok()).await;
     found.into_iter().for_each(learn);
     let carried = match (spoken, &destination) {
         (Spoken::Nothing, _) => return Ok(()),
         (Spoken::Http(carried), _) => carried,
-        (Spoken::Opaque, Ok(destination)) => return opaque::serve(worker, stream, destination, record).await,
+        (Spoken::Opaque, Ok(destination)) => return opaque::serve(worker, stream, name, destination, record).await,
         (Spoken::Silent, Ok(destination)) => {
-            match opaque::serve_silent(worker, stream, destination, learn, record).await? {
+            match opaque::serve_silent(worker, stream, name, destination, learn, record).await? {
                 Tentative::Http(carried, spoke) => {
                     stream = spoke;
                     carried

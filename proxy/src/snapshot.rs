@@ -438,6 +438,12 @@ pub struct InboundPort {
 }
 
 impl Endpoints {
+    /// Those with this address; several workloads may say that it is theirs.
+    pub fn at_address(&self, address: SocketAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let first = self.endpoints.partition_point(|endpoint| endpoint.address < address);
+        self.endpoints[first..].iter().take_while(move |endpoint| endpoint.address == address)
+    }
+
     /// The instance whose app listens at this address, and the service port that it serves there.
     pub fn at(&self, app: SocketAddr) -> Option<(&Arc<Endpoint>, u16)> {
         let first = self.endpoints.partition_point(|endpoint| endpoint.address.ip() < app.ip());

@@ -28,7 +28,7 @@ use tokio::{
     runtime::{Builder, LocalOptions},
     sync::mpsc,
     task::spawn_local,
-    time::{Duration, interval},
+    time::{Duration, interval, sleep},
 };
 
 use crate::{
@@ -49,6 +49,8 @@ use crate::{
 
 /// How often unused connections are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Least time between two looks at what is open, as what is believed changes.
+const RECHECK: Duration = Duration::from_millis(50);
 /// Accepted connections on their way to another worker.
 const HANDED_OVER: usize = 256;
 
@@ -85,6 +87,8 @@ pub(crate) struct Worker {
     pub(crate) learned: Arc<learned::Shard>,
     /// For when policy changes.
     pub(crate) inbound: inbound::Connections,
+    /// For when policy changes, or what is behind a name.
+    pub(crate) tunnels: outbound::Tunnels,
     /// Connections to the app, by its address.
     apps: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
 }
@@ -174,7 +178,8 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.clusters.sweep();
-        worker.inbound.tell_ended();
+        worker.inbound.tell_ended("inbound");
+        worker.tunnels.tell_ended("outbound");
         let mut apps = worker.apps.borrow_mut();
         apps.retain(|_, pool| {
             pool.sweep(inbound::APP_IDLE);
@@ -185,9 +190,15 @@ async fn sweep(worker: Rc<Worker>) {
 
 /// What is under way and no longer allowed ends.
 async fn follow_policy(worker: Rc<Worker>) {
-    let mut changed = worker.common.discovery.changed();
+    let discovery = &worker.common.discovery;
+    let mut changed = discovery.changed();
+    let mut believed = discovery.snapshot();
     while changed.changed().await.is_ok() {
-        worker.inbound.recheck();
+        let before = std::mem::replace(&mut believed, discovery.snapshot());
+        inbound::recheck(&worker.inbound, &before, &believed).await;
+        outbound::recheck(&worker.tunnels, discovery).await;
+        // However many changes come, connections are not looked at without end.
+        sleep(RECHECK).await;
     }
 }
 
@@ -199,6 +210,7 @@ impl Worker {
             rng: RefCell::new(SmallRng::from_os_rng()),
             learned: common.learned.shard(),
             inbound: inbound::Connections::default(),
+            tunnels: outbound::Tunnels::default(),
             apps: RefCell::default(),
             common,
         }

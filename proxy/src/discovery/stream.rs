@@ -166,10 +166,12 @@ impl<C: Connect> Client<C> {
                 },
                 _ = tick.tick() => {
                     let now = Instant::now();
-                    if !self.table.is_settled() {
+                    let gave_up = self.table.gives_up(now);
+                    let swept = self.table.is_settled() && started.elapsed() > SETTLED && self.table.sweep(now);
+                    if gave_up || swept {
                         self.feed.publish(&mut self.table, now);
-                    } else if started.elapsed() > SETTLED && self.table.sweep(now) {
-                        self.feed.publish(&mut self.table, now);
+                    }
+                    if swept {
                         self.news.send_modify(|news| *news += 1);
                     }
                 }

@@ -13,7 +13,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -109,17 +109,48 @@ enum Dial {
 /// When a destination was last used, in seconds since the table was made. Written only when it
 /// changes, so that busy workers do not pull its cache line to and fro.
 #[derive(Debug, Default)]
-pub(super) struct LastUsed(AtomicU64);
+pub(super) struct LastUsed {
+    seconds: AtomicU64,
+    /// Connections that are open.
+    open: AtomicU32,
+}
 
 impl LastUsed {
     pub(super) fn mark(&self, seconds: u64) {
-        if self.0.load(Ordering::Relaxed) < seconds {
-            self.0.store(seconds, Ordering::Relaxed);
+        if self.seconds.load(Ordering::Relaxed) < seconds {
+            self.seconds.store(seconds, Ordering::Relaxed);
         }
     }
 
     fn seconds(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.seconds.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_in_use(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// A connection that is open and needs its destination.
+#[derive(Debug)]
+pub(crate) struct InUse {
+    used: Arc<LastUsed>,
+    /// Of the clock of [`LastUsed`].
+    started: Instant,
+}
+
+impl InUse {
+    pub(super) fn new(used: Arc<LastUsed>, started: Instant) -> Self {
+        used.open.fetch_add(1, Ordering::Relaxed);
+        Self { used, started }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // Marked first: in between it would look as if it had not been used for long.
+        self.used.mark(self.started.elapsed().as_secs());
+        self.used.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -181,7 +212,8 @@ impl Table {
     /// new names must not push out the services that it works with.
     fn make_room(&mut self) -> Result<(), Full> {
         let nothing = |dialled: &Dialled| !dialled.pinned && !matches!(dialled.answer, Some(Dial::Service(_)));
-        let oldest = self.dialled.iter().filter(|(_, dialled)| nothing(dialled)).min_by_key(|(_, d)| d.used.seconds());
+        let age = |dialled: &Dialled| (dialled.used.is_in_use(), dialled.used.seconds());
+        let oldest = self.dialled.iter().filter(|(_, dialled)| nothing(dialled)).min_by_key(|(_, d)| age(d));
         let name = oldest.map(|(name, _)| name.clone()).ok_or(Full)?;
         self.forget(&name);
         Ok(())
@@ -205,7 +237,8 @@ impl Table {
     /// what is dropped could not be had again. Says whether anything was.
     pub(super) fn sweep(&mut self, now: Instant) -> bool {
         let oldest = self.seconds(now).saturating_sub(self.own.idle.as_secs());
-        let is_idle = |dialled: &Dialled| !dialled.pinned && dialled.used.seconds() < oldest;
+        let is_idle =
+            |dialled: &Dialled| !dialled.pinned && !dialled.used.is_in_use() && dialled.used.seconds() < oldest;
         let idle: Vec<_> = self.dialled.iter().filter(|(_, d)| is_idle(d)).map(|(name, _)| name.clone()).collect();
         let mut dropped = !idle.is_empty();
         for name in idle {
@@ -226,6 +259,12 @@ impl Table {
             self.active.remove(&name);
         }
         dropped
+    }
+
+    /// Whether time alone has changed what is in effect, since this was last asked.
+    pub(super) fn gives_up(&mut self, now: Instant) -> bool {
+        let (services, endpoints) = (self.services.gives_up(now), self.endpoints.gives_up(now));
+        services || endpoints
     }
 
     /// Whether everything asked for was answered.

@@ -1,7 +1,7 @@
 //! Which port is called, and whether the caller may.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
@@ -17,6 +17,7 @@ use crate::{
     exchange::Exchange,
     headers,
     listener::Arrival,
+    open::Open,
     outcome::{Authorization, Direction, Error, ErrorKind, RequestOutcome},
     serve,
     snapshot::{ClusterName, InboundPolicy, InboundPort, Protocol, ServiceName, Snapshot},
@@ -43,44 +44,15 @@ pub(crate) struct Connection {
 }
 
 /// The connections of a worker, for when policy changes.
-#[derive(Default)]
-pub(crate) struct Connections {
-    all: RefCell<Vec<Weak<Connection>>>,
-    /// Opaque ones that were ended since the log told of it.
-    ended: Cell<u64>,
-}
+pub(crate) type Connections = Open<Connection>;
 
-impl Connections {
-    fn register(&self, connection: &Rc<Connection>) {
-        let mut all = self.all.borrow_mut();
-        if all.len() == all.capacity() {
-            all.retain(|connection| connection.strong_count() > 0);
-        }
-        all.push(Rc::downgrade(connection));
-    }
-
-    /// Those of now.
-    pub(super) fn open(&self) -> Vec<Weak<Connection>> {
-        self.all.borrow().clone()
-    }
-
-    /// Policy has changed: what is under way and no longer allowed ends.
-    pub(crate) fn recheck(&self) {
-        let all: Vec<_> = self.all.borrow().iter().filter_map(Weak::upgrade).collect();
-        all.iter().for_each(|connection| connection.recheck());
-    }
-
-    /// Counts an open connection that is no longer allowed. The access log has each of them.
-    pub(super) fn count_ended(&self) {
-        self.ended.set(self.ended.get() + 1);
-    }
-
-    /// Logs how many were ended since the last call: one line for all, as a rule may end thousands.
-    pub(crate) fn tell_ended(&self) {
-        let ended = self.ended.take();
-        if ended > 0 {
-            tracing::info!(ended, "open connections were no longer allowed");
-        }
+/// What is believed has changed: where that is true of inbound policy, what is under way and no longer allowed ends.
+pub(crate) async fn recheck(connections: &Connections, before: &Snapshot, now: &Snapshot) {
+    // Any of them may decide a connection: that of another service which leads to the same app, too.
+    let same = before.inbound.len() == now.inbound.len()
+        && before.inbound.values().zip(now.inbound.values()).all(|(before, now)| Arc::ptr_eq(before, now));
+    if !same {
+        connections.each(Connection::recheck).await;
     }
 }
 
@@ -115,7 +87,7 @@ impl Connection {
             policy_changed: Notify::new(),
             distrusted: RefCell::default(),
         });
-        connection.worker.inbound.register(&connection);
+        connection.worker.inbound.add(&connection);
         connection
     }
 

@@ -67,7 +67,7 @@ pub(super) fn lacks_a_root(bundle: &TrustBundle, other: &TrustBundle) -> bool {
 async fn recheck(connections: &Connections, verifier: &Verifier) {
     // Many connections are of few callers.
     let mut known: HashMap<CertificateDer<'static>, Option<Error>> = HashMap::new();
-    for connection in connections.open() {
+    for connection in connections.all() {
         let Some(connection) = connection.upgrade() else { continue };
         let Some(proof) = connection.proof() else { continue };
         let Some(leaf) = proof.chain.first() else { continue };

@@ -1,6 +1,6 @@
 //! Opaque bytes to an endpoint.
 
-use std::{future::pending, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use bytes::BytesMut;
 use rand::Rng;
@@ -9,12 +9,13 @@ use tokio::{
     time::{Duration, Instant, sleep, timeout},
 };
 
-use super::Destination;
+use super::{Destination, tunnel::Tunnel};
 use crate::{
     cluster::{
         Cluster,
         balance::{Picked, Verdict},
     },
+    config::DialName,
     connect::{self, Carried, Slot, Target},
     detect::{Detected, Peek},
     exchange::ConnectionRecord,
@@ -41,7 +42,7 @@ struct Opened {
     stream: Stream,
     cluster: Rc<Cluster>,
     /// Its load counts while the connection is open.
-    _picked: Picked,
+    picked: Picked,
     _slot: Slot,
 }
 
@@ -49,12 +50,13 @@ struct Opened {
 pub(super) async fn serve(
     worker: &Worker,
     stream: Stream,
+    name: &DialName,
     destination: &Destination,
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
     match open(worker, destination, record).await {
         Ok(opened) => {
-            copy(stream, opened, record).await;
+            copy(worker, stream, opened, (name, destination), record).await;
             Ok(())
         }
         Err(error) => {
@@ -70,6 +72,7 @@ pub(super) async fn serve(
 pub(super) async fn serve_silent(
     worker: &Worker,
     mut stream: Stream,
+    name: &DialName,
     destination: &Destination,
     learn: impl Fn(Found),
     record: &mut ConnectionRecord,
@@ -120,13 +123,13 @@ pub(super) async fn serve_silent(
         (First::Nobody(_) | First::Closing, _) => {}
     }
     match opened {
-        Some(Ok(opened)) => copy(stream, opened, record).await,
+        Some(Ok(opened)) => copy(worker, stream, opened, (name, destination), record).await,
         Some(Err(error)) => {
             stream.reset();
             return Err(error);
         }
         // The client was faster than the dial.
-        None => serve(worker, stream, destination, record).await?,
+        None => serve(worker, stream, name, destination, record).await?,
     }
     Ok(Tentative::Done)
 }
@@ -170,11 +173,24 @@ async fn speak(upstream: &mut Stream) {
     upstream.put_back(said.freeze());
 }
 
-async fn copy(stream: Stream, opened: Opened, record: &mut ConnectionRecord) {
-    let Opened { stream: upstream, cluster, _picked, _slot } = opened;
+/// Until either side ends, or what is believed no longer allows it.
+async fn copy(
+    worker: &Worker,
+    stream: Stream,
+    opened: Opened,
+    (name, destination): (&DialName, &Destination),
+    record: &mut ConnectionRecord,
+) {
+    let Opened { stream: upstream, cluster, picked, _slot } = opened;
     let idle = cluster.policy().idle_timeout;
-    let copied = tcp::copy(stream, upstream, idle, pending()).await;
-    record.finish(&copied, None);
+    let peer = record.outcome.peer.as_ref();
+    let tunnel = Tunnel::open(worker, name, destination, &cluster, picked.endpoint(), peer);
+    let why = RefCell::new(None);
+    let forbidden = async {
+        *why.borrow_mut() = Some(tunnel.end().await);
+    };
+    let copied = tcp::copy(stream, upstream, idle, forbidden).await;
+    record.finish(&copied, why.into_inner());
 }
 
 /// Connects to an endpoint of the destination. None of the app's bytes are sent before an endpoint has let the
@@ -209,7 +225,7 @@ async fn open(worker: &Worker, destination: &Destination, record: &mut Connectio
         let failed = result.as_ref().is_err_and(|error| is_of_endpoint(error.kind));
         picked.report(if failed { Verdict::Failure } else { Verdict::Success }, Instant::now());
         match result {
-            Ok(stream) => return Ok(Opened { stream, cluster, _picked: picked, _slot: slot }),
+            Ok(stream) => return Ok(Opened { stream, cluster, picked, _slot: slot }),
             Err(error) if failed && tried.len() < retries as usize => {
                 tracing::debug!(%error, endpoint = %picked.endpoint().address, "trying another endpoint");
                 tried.push(picked.endpoint().address);

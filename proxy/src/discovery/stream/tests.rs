@@ -261,6 +261,19 @@ async fn what_is_no_service_is_refused_or_let_out() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_merely_asked_for_changes_nothing_for_others() {
+    let mut fake = Fake::start().await;
+    let (proxy, mut session) = with_payments(&mut fake).await;
+    session.request(type_url::ENDPOINTS).await;
+    let changed = proxy.discovery.changed();
+    let asking = ["a.example:80", "b.example:80"].map(|name| proxy.ask(name));
+    // For longer than a tick.
+    sleep(Duration::from_millis(2500)).await;
+    assert!(!changed.has_changed().unwrap());
+    asking.into_iter().for_each(|asking| asking.abort());
+}
+
+#[tokio::test]
 async fn a_lost_stream_loses_nothing_and_is_resumed() {
     let mut fake = Fake::start().await;
     let (mut proxy, session) = with_payments(&mut fake).await;

@@ -35,6 +35,8 @@ pub(super) struct Kind<T> {
 struct Wanted {
     since: Instant,
     answer: Option<Answer>,
+    /// It was told that it is taken for missing.
+    given_up: bool,
 }
 
 /// What was said of a name.
@@ -94,7 +96,7 @@ impl<T> Kind<T> {
     // === wanted ===
 
     pub(super) fn want(&mut self, name: String, now: Instant) {
-        self.wanted.entry(name).or_insert(Wanted { since: now, answer: None });
+        self.wanted.entry(name).or_insert(Wanted { since: now, answer: None, given_up: false });
     }
 
     pub(super) fn unwant(&mut self, name: &str) {
@@ -125,6 +127,16 @@ impl<T> Kind<T> {
             || self.wanted.get(name).is_some_and(|wanted| {
                 wanted.answer.is_some() || now.saturating_duration_since(wanted.since) >= MISSING_AFTER
             })
+    }
+
+    /// Whether anything has come to be taken for missing since this was last asked.
+    pub(super) fn gives_up(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        for wanted in self.wanted.values_mut().filter(|wanted| wanted.answer.is_none() && !wanted.given_up) {
+            wanted.given_up = now.saturating_duration_since(wanted.since) >= MISSING_AFTER;
+            any |= wanted.given_up;
+        }
+        any
     }
 
     pub(super) fn is_settled(&self) -> bool {
@@ -172,6 +184,7 @@ impl<T> Kind<T> {
         self.opened = false;
         for wanted in self.wanted.values_mut() {
             wanted.since = now;
+            wanted.given_up = false;
         }
     }
 

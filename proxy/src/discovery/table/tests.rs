@@ -211,7 +211,10 @@ async fn a_backend_that_never_comes_does_not_hold_up_a_route_for_good() {
     let mut table = with_payments(now);
     let route = service("shop/payments", &["shop/v1"]);
     table.apply(response(type_url::SERVICE, "2", vec![(route, &["payments.shop:80"])], &[]), now);
+    assert!(!table.gives_up(now + 14 * SECOND));
     assert_eq!(active_version(&mut table, "shop/payments", now + 14 * SECOND), "1");
+    assert!(table.gives_up(now + 16 * SECOND));
+    assert!(!table.gives_up(now + 17 * SECOND), "that is told once");
     assert_eq!(active_version(&mut table, "shop/payments", now + 16 * SECOND), "2");
 }
 
@@ -343,6 +346,24 @@ async fn what_nobody_uses_is_dropped_and_what_is_used_stays() {
     let snapshot = table.snapshot(later);
     assert!(snapshot.services.is_empty() && snapshot.endpoints.is_empty() && snapshot.destinations.is_empty());
     assert!(table.saved().len() < 500, "nothing of it is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_open_connection_needs_is_not_dropped() {
+    let now = Instant::now();
+    let mut table = with_payments(now);
+    let used = || InUse::new(table.usage()["payments.shop:80"].clone(), now);
+    let (first, second) = (used(), used());
+    drop(first);
+    let later = now + 3600 * SECOND;
+    assert!(!table.sweep(later));
+    assert_eq!(leads_to(&mut table, "payments.shop:80", later).as_deref(), Some("shop/payments"));
+    // Nor is it old as soon as the connection ends.
+    tokio::time::advance(3600 * SECOND).await;
+    drop(second);
+    assert!(!table.sweep(later + 599 * SECOND));
+    assert!(table.sweep(later + 602 * SECOND));
+    assert_eq!(leads_to(&mut table, "payments.shop:80", later), None);
 }
 
 #[tokio::test]

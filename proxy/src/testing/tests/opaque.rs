@@ -1,6 +1,6 @@
 //! Opaque bytes through a pair.
 
-use std::{cell::Cell, io::ErrorKind::ConnectionReset, net::SocketAddr, rc::Rc};
+use std::{cell::Cell, io::ErrorKind::ConnectionReset, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +14,7 @@ use crate::{
     lifecycle::Stage,
     listener::Role,
     outcome::{ClosedBy, ErrorKind},
-    snapshot::{Backend, HttpMatch, HttpRule, Protocol},
+    snapshot::{Backend, Destination, HttpMatch, HttpRule, Protocol, Snapshot},
     stream::Stream,
     testing::{
         Called, Proxy, Served, TestMesh, allow_all, app, calling,
@@ -281,6 +281,97 @@ fn an_open_connection_ends_when_policy_no_longer_allows_it() {
         let inside = callee.connection().await;
         assert_eq!(inside.error.unwrap().kind, ErrorKind::Denied);
         assert_eq!(inside.closed_by, Some(ClosedBy::Proxy));
+    });
+}
+
+/// An opaque connection that works.
+async fn connected(caller: &Proxy) -> TcpStream {
+    let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+    socket.write_all(b"x").await.unwrap();
+    assert_eq!(socket.read_u8().await.unwrap(), b'x');
+    socket
+}
+
+#[test]
+fn an_open_connection_ends_when_its_destination_is_gone_or_somebody_else() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Tcp, echo().await);
+        let called = || Called::new("orders", Protocol::Tcp, &callee.addresses);
+        let caller = mesh.caller(vec![called()]);
+        let mut socket = connected(&caller).await;
+        assert!(caller.worker.common.discovery.is_kept("orders.shop:80"));
+        // Neither another instance, nor that this one has left, ends what it has begun; nor what cannot be told now.
+        for peers in [vec![callee.address(), app::nobody().await], vec![]] {
+            caller.believe(calling(vec![Called::new("orders", Protocol::Tcp, &peers)]));
+        }
+        let mut left = calling(vec![called()]);
+        left.destinations.insert("orders.shop:80".into(), Destination::Rejected("no instance is there".into()));
+        caller.believe(left);
+        sleep(Duration::from_millis(200)).await;
+        socket.write_all(b"y").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'y');
+
+        let mut gone = calling(vec![called()]);
+        gone.destinations.insert("orders.shop:80".into(), Destination::Gone);
+        caller.believe(gone);
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        let record = caller.connection().await;
+        assert_eq!(record.error.unwrap().kind, ErrorKind::UnknownDestination);
+        assert_eq!(record.closed_by, Some(ClosedBy::Proxy));
+        until("it is let go", || !caller.worker.common.discovery.is_kept("orders.shop:80")).await;
+
+        caller.outcomes.borrow_mut().clear();
+        caller.believe(calling(vec![called()]));
+        let mut socket = connected(&caller).await;
+        let mut other = called();
+        other.endpoints[0].identities = vec![spiffe_id("payments")];
+        caller.believe(calling(vec![other]));
+        assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+        assert_eq!(caller.connection().await.error.unwrap().kind, ErrorKind::PeerIdentity);
+    });
+}
+
+type Change<'a> = (&'a dyn Fn(&mut Snapshot), ErrorKind);
+
+#[test]
+fn an_open_connection_to_the_outside_ends_when_policy_no_longer_allows_it() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = echo().await;
+        let outside = format!("127.0.0.1:{}", app.port());
+        let become_service = |snapshot: &mut Snapshot| {
+            let to = Destination::Service { service: crate::testing::service_name("orders"), port: 80, instance: None };
+            snapshot.destinations.insert(format!("127.0.0.1:{}", app.port()), to);
+        };
+        let changes: [Change<'_>; 3] = [
+            (&|snapshot| Arc::make_mut(snapshot.mesh.as_mut().unwrap()).egress_allow = false, ErrorKind::EgressDenied),
+            (
+                &|snapshot| {
+                    let mesh = Arc::make_mut(snapshot.mesh.as_mut().unwrap());
+                    mesh.cidrs.push("127.0.0.0/8".parse().unwrap());
+                },
+                ErrorKind::UnknownDestination,
+            ),
+            (&become_service, ErrorKind::EgressDenied),
+        ];
+        for (change, expected) in changes {
+            let caller = mesh.caller(vec![Called::new("orders", Protocol::Tcp, &[])]);
+            caller.no_service(&outside);
+            let mut socket = TcpStream::connect(caller.addresses[1]).await.unwrap();
+            socket
+                .write_all(format!("CONNECT {outside} HTTP/1.1\r\nhost: {outside}\r\n\r\n\0").as_bytes())
+                .await
+                .unwrap();
+            let mut head = [0; 20];
+            socket.read_exact(&mut head).await.unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK\r\n\r\n\0");
+            let mut snapshot = (*caller.worker.common.discovery.snapshot()).clone();
+            change(&mut snapshot);
+            caller.believe(snapshot);
+            assert_eq!(socket.read_u8().await.unwrap_err().kind(), ConnectionReset);
+            assert_eq!(caller.connection().await.error.unwrap().kind, expected);
+        }
     });
 }
 

@@ -186,6 +186,12 @@ fn a_stream_ends_when_policy_no_longer_allows_it() {
         let mut second = client.send_request(get2("/b")).await.unwrap().into_body();
         first.frame().await.unwrap().unwrap();
         second.frame().await.unwrap().unwrap();
+        // A change of anything else is none of theirs.
+        let mut other = (*callee.worker.common.discovery.snapshot()).clone();
+        other.endpoints.clear();
+        callee.believe(other);
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(callee.worker.inbound.looks.get(), 0);
         callee.believe(serving("orders", served(), only(vec![rule(false, web(), &["/b"])])));
         assert!(first.frame().await.unwrap().is_err());
         let record = callee.request().await;
