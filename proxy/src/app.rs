@@ -220,7 +220,6 @@ fn start_workers(
     life: &Lifecycle,
 ) -> Result<(), StartError> {
     let traffic: Vec<_> = traffic.into_iter().map(|(role, listener)| (role.into(), listener)).collect();
-    let own_listeners = traffic.iter().map(|(_, listener)| listener.local_addr()).collect::<io::Result<_>>()?;
     let common = worker::Common {
         discovery: shared.discovery.clone(),
         identity: shared.identity.clone(),
@@ -229,7 +228,7 @@ fn start_workers(
         life: life.clone(),
         limits: shared.config.limits,
         instance: format!("{}.{}", shared.workload, shared.namespace).into(),
-        own_listeners,
+        own_listeners: shared.addresses.all().into(),
         learned: shared.learned.clone(),
     };
     Ok(worker::start(shared.config.workers.get(), &common, &shared.telemetry, traffic)?)

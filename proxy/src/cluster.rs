@@ -26,6 +26,7 @@ use self::{
     balance::{Balancer, Picked},
     budget::Budget,
     limit::Limit,
+    outside::Outside,
 };
 use crate::{
     config,
@@ -45,8 +46,7 @@ pub(crate) struct Clusters {
     discovery: Discovery,
     identity: Identity,
     limits: config::Limits,
-    /// Not to be called as somebody else's.
-    own_listeners: Arc<[SocketAddr]>,
+    outside: Outside,
 }
 
 /// One of them.
@@ -68,7 +68,6 @@ pub(crate) struct Cluster {
 struct Believed {
     service: Arc<Service>,
     endpoints: Arc<Endpoints>,
-    since: Instant,
 }
 
 impl Clusters {
@@ -83,7 +82,7 @@ impl Clusters {
             discovery: discovery.clone(),
             identity: identity.clone(),
             limits,
-            own_listeners,
+            outside: Outside::new(discovery, identity, limits, own_listeners),
         }
     }
 
@@ -107,13 +106,8 @@ impl Clusters {
     /// Drops connections and clusters that are not used.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
-        self.all.borrow_mut().retain(|_, cluster| {
-            let idle = cluster.policy().idle_timeout;
-            let pools = cluster.pools.borrow();
-            pools.values().for_each(|pool| pool.sweep(idle));
-            let in_use = cluster.limit.in_use() != [0; 3];
-            in_use || pools.values().any(|pool| pool.len() > 0) || now - cluster.used.get() < FORGET
-        });
+        self.all.borrow_mut().retain(|_, cluster| cluster.sweep() || now - cluster.used.get() < FORGET);
+        self.outside.sweep(now);
     }
 }
 
@@ -133,7 +127,7 @@ impl Cluster {
         let limit = Limit::new(policy.limits);
         Self {
             name: name.clone(),
-            believed: RefCell::new(Believed { service, endpoints, since: now }),
+            believed: RefCell::new(Believed { service, endpoints }),
             balancer: RefCell::new(balancer),
             budget: Budget::new(policy.retry.budget_percent, policy.retry.budget_min_per_second, now),
             slots: Slots::new(limit.clone()),
@@ -167,13 +161,28 @@ impl Cluster {
                 stays
             });
             believed.endpoints = endpoints;
-            believed.since = now;
         }
     }
 
     /// Its name.
     pub(crate) fn name(&self) -> &ClusterName {
         &self.name
+    }
+
+    /// Drops connections that are not used. Says whether anything is left, or under way.
+    fn sweep(&self) -> bool {
+        let idle = self.policy().idle_timeout;
+        let pools = self.pools.borrow();
+        pools.values().for_each(|pool| pool.sweep(idle));
+        self.limit.in_use() != [0; 3] || pools.values().any(|pool| pool.len() > 0)
+    }
+
+    fn service(&self) -> Arc<Service> {
+        self.believed.borrow().service.clone()
+    }
+
+    fn endpoints(&self) -> Arc<Endpoints> {
+        self.believed.borrow().endpoints.clone()
     }
 
     /// How it is to be treated now.

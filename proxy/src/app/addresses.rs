@@ -26,6 +26,9 @@ const BACKLOG: i32 = 4096;
 pub struct Addresses {
     /// mTLS from peers; the first, if there are several.
     pub inbound: SocketAddr,
+    /// The others.
+    #[serde(skip)]
+    pub other_inbound: Vec<SocketAddr>,
     /// Captured connections.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub captured: Vec<SocketAddr>,
@@ -45,7 +48,13 @@ impl Addresses {
     /// Every one.
     pub(super) fn all(&self) -> Vec<SocketAddr> {
         let always = [self.inbound, self.health];
-        let some = self.captured.iter().chain(&self.http_proxy).chain(self.upstreams.values()).chain(&self.admin);
+        let some = self
+            .other_inbound
+            .iter()
+            .chain(&self.captured)
+            .chain(&self.http_proxy)
+            .chain(self.upstreams.values())
+            .chain(&self.admin);
         always.iter().chain(some).copied().collect()
     }
 }
@@ -101,6 +110,7 @@ impl Listeners {
         let inbound = self.traffic.iter().find(|(role, _)| matches!(role, Role::Inbound));
         let mut addresses = Addresses {
             inbound: inbound.map_or(&self.health, |(_, listener)| listener).local_addr()?,
+            other_inbound: Vec::new(),
             captured: Vec::new(),
             http_proxy: None,
             upstreams: BTreeMap::new(),
@@ -110,7 +120,8 @@ impl Listeners {
         for (role, listener) in &self.traffic {
             let at = listener.local_addr()?;
             match role {
-                Role::Inbound => {}
+                Role::Inbound if at == addresses.inbound => {}
+                Role::Inbound => addresses.other_inbound.push(at),
                 Role::Captured => addresses.captured.push(at),
                 Role::HttpProxy => addresses.http_proxy = Some(at),
                 Role::Upstream(upstream) => _ = addresses.upstreams.insert(upstream.typed.clone(), at),
@@ -206,10 +217,25 @@ mod tests {
     }
 
     #[test]
+    fn every_listener_is_known_as_ones_own() {
+        let any = || bind("any", ([127, 0, 0, 1], 0).into()).unwrap();
+        let roles = [Role::Inbound, Role::Inbound, Role::Captured, Role::HttpProxy];
+        let traffic: Vec<_> = roles.into_iter().map(|role| (role, any())).collect();
+        let listeners = Listeners { traffic, admin: Some(any()), health: any() };
+        let own = listeners.addresses().unwrap().all();
+        let all = listeners.traffic.iter().map(|(_, listener)| listener).chain(&listeners.admin);
+        for listener in all.chain([&listeners.health]) {
+            assert!(own.contains(&listener.local_addr().unwrap()), "{listener:?} is not among {own:?}");
+        }
+        assert_eq!(own.len(), 6);
+    }
+
+    #[test]
     fn addresses_are_told_as_those_who_start_proxies_read_them() {
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let addresses = Addresses {
             inbound: at(1),
+            other_inbound: vec![at(8)],
             captured: vec![at(6), at(7)],
             http_proxy: Some(at(2)),
             upstreams: BTreeMap::from([("db".to_owned(), at(3))]),

@@ -1,0 +1,65 @@
+//! Asking DNS, by way of the system's resolver, which holds a thread for as long as it takes.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Duration, timeout},
+};
+
+use crate::{
+    config::DialName,
+    outcome::{Error, ErrorKind},
+};
+
+/// How long DNS may take.
+pub(super) const LOOKUP: Duration = Duration::from_secs(5);
+/// Lookups of a worker at once, with those that nobody waits for any more.
+pub(super) const MAX_LOOKUPS: usize = 16;
+
+/// Addresses of a host and a port; blocks.
+pub(super) type Resolve = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+
+/// The lookups of a worker.
+pub(super) struct Lookups {
+    pub(super) places: Arc<Semaphore>,
+    pub(super) resolve: Arc<Resolve>,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        let resolve = |host: &str, port| Ok((host, port).to_socket_addrs()?.collect());
+        Self { places: Arc::new(Semaphore::new(MAX_LOOKUPS)), resolve: Arc::new(resolve) }
+    }
+}
+
+impl Lookups {
+    /// The addresses of a name, in order.
+    pub(super) async fn look_up(&self, name: &DialName) -> Result<Vec<SocketAddr>, Error> {
+        if let Ok(ip) = name.host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, name.port)]);
+        }
+        let failed = |why: String| Error::new(ErrorKind::ConnectFailed, format!("{name}: {why}"));
+        let asking = async {
+            // It stays taken until the system's resolver returns: nothing makes that stop.
+            let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let (resolve, DialName { host, port }) = (self.resolve.clone(), name.clone());
+            let asked = spawn_blocking(move || {
+                let _place = place;
+                resolve(&host, port)
+            });
+            asked.await.map_err(io::Error::other)?
+        };
+        let found = timeout(LOOKUP, asking).await;
+        let found = found.map_err(|_| failed(format!("DNS did not answer within {} s", LOOKUP.as_secs())))?;
+        let mut addresses = found.map_err(|error| failed(error.to_string()))?;
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(addresses)
+    }
+}
