@@ -3,6 +3,10 @@
 //! A cell has one writer, so that it is updated by a plain load and store: no worker waits for
 //! another's cache line. Labels are looked up in a map of the worker's own; only the first time that a
 //! worker meets a set of labels it takes the lock.
+//!
+//! A series that has not changed for an hour is dropped: peers and services come and go. Should it be needed again,
+//! it begins anew, which to Prometheus is a counter that was reset. Its cells are retired first, so that workers make
+//! new ones, and dropped at the next sweep, if nothing was counted at the last moment: no count is lost.
 
 use std::{
     cell::RefCell,
@@ -10,7 +14,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -20,11 +24,17 @@ use prometheus::{
         Bucket, Counter as CounterProto, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType,
     },
 };
+use tokio::time::{Duration, Instant};
 
 /// Most sets of labels of one family; what comes after is counted together, under this value of each
 /// label.
 const MAX_SERIES: usize = 2_000;
 const OVERFLOW: &str = "_overflow";
+
+/// A series that has not changed for so long is dropped.
+const FORGET: Duration = Duration::from_secs(3600);
+/// How often such are looked for, by whoever collects.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// What a family is made of.
 pub(super) trait Cell: Default + Send + Sync + 'static {
@@ -32,6 +42,9 @@ pub(super) trait Cell: Default + Send + Sync + 'static {
 
     /// Adds all of `other`.
     fn merge(&self, other: &Self);
+
+    /// A number that changes whenever something is counted.
+    fn count(&self) -> u64;
 
     /// Tells its value.
     fn write(&self, metric: &mut Metric);
@@ -43,6 +56,8 @@ pub(super) struct Family<const N: usize, C> {
     desc: Desc,
     labels: [&'static str; N],
     series: Mutex<Series<N, C>>,
+    /// Sweeps so far that retired cells.
+    sweeps: AtomicU64,
 }
 
 /// One worker's cells of a family.
@@ -51,32 +66,110 @@ pub(super) struct Local<const N: usize, C> {
     family: Arc<Family<N, C>>,
     // By hash of the labels: looked up without owning them.
     cells: RefCell<HashMap<u64, Entries<N, C>, BuildHasherDefault<Identity>>>,
-    overflow: RefCell<Option<Arc<C>>>,
+    overflow: RefCell<Option<Arc<Slot<C>>>>,
+    /// The sweeps that `cells` and `overflow` know of.
+    swept: std::cell::Cell<u64>,
 }
 
-type Series<const N: usize, C> = HashMap<[Box<str>; N], Vec<Arc<C>>>;
-type Entries<const N: usize, C> = Vec<([Box<str>; N], Arc<C>)>;
+#[derive(Debug)]
+struct Series<const N: usize, C> {
+    all: HashMap<[Box<str>; N], One<C>>,
+    swept: Instant,
+}
+
+/// One series.
+#[derive(Debug)]
+struct One<C> {
+    slots: Vec<Arc<Slot<C>>>,
+    count: u64,
+    /// When that was first seen.
+    since: Instant,
+}
+
+/// A worker's cell.
+#[derive(Debug, Default)]
+struct Slot<C> {
+    cell: C,
+    /// Not to be used any more.
+    retired: AtomicBool,
+}
+
+type Entries<const N: usize, C> = Vec<([Box<str>; N], Arc<Slot<C>>)>;
 
 impl<const N: usize, C: Cell> Family<N, C> {
     pub(super) fn new(name: &str, help: &str, labels: [&'static str; N]) -> Arc<Self> {
         let names = labels.map(str::to_owned).into();
         let desc = Desc::new(name.to_owned(), help.to_owned(), names, HashMap::new()).expect("names are valid");
-        Arc::new(Self { desc, labels, series: Mutex::default() })
+        let series = Mutex::new(Series { all: HashMap::new(), swept: Instant::now() });
+        Arc::new(Self { desc, labels, series, sweeps: AtomicU64::new(0) })
     }
 
     pub(super) fn local(self: &Arc<Self>) -> Local<N, C> {
-        Local { family: self.clone(), cells: RefCell::default(), overflow: RefCell::default() }
+        Local {
+            family: self.clone(),
+            cells: RefCell::default(),
+            overflow: RefCell::default(),
+            swept: std::cell::Cell::new(self.sweeps.load(Relaxed)),
+        }
     }
 
     /// A new cell for a worker; `None` if there are too many series to begin another.
-    fn cell(&self, labels: &[Box<str>; N], may_overflow: bool) -> Option<Arc<C>> {
+    fn slot(&self, labels: &[Box<str>; N], may_overflow: bool) -> Option<Arc<Slot<C>>> {
         let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if may_overflow && series.len() >= MAX_SERIES && !series.contains_key(labels) {
+        if may_overflow && series.all.len() >= MAX_SERIES && !series.all.contains_key(labels) {
             return None;
         }
-        let cell = Arc::new(C::default());
-        series.entry(labels.clone()).or_default().push(cell.clone());
-        Some(cell)
+        let slot = Arc::new(Slot::default());
+        let new = || One { slots: Vec::new(), count: 0, since: Instant::now() };
+        let one = series.all.entry(labels.clone()).or_insert_with(new);
+        one.slots.push(slot.clone());
+        one.since = Instant::now();
+        Some(slot)
+    }
+}
+
+impl<const N: usize, C: Cell> Series<N, C> {
+    /// Drops what has not changed for long; says whether cells were retired.
+    fn sweep(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.swept) < SWEEP {
+            return false;
+        }
+        self.swept = now;
+        let mut retired = false;
+        self.all.retain(|_, one| {
+            let count = one.slots.iter().fold(0_u64, |sum, slot| sum.wrapping_add(slot.cell.count()));
+            if std::mem::replace(&mut one.count, count) != count {
+                one.since = now;
+            } else {
+                one.fold_retired();
+            }
+            if now.saturating_duration_since(one.since) < FORGET {
+                return true;
+            }
+            let fresh = one.slots.iter().filter(|slot| !slot.retired.swap(true, Relaxed)).count();
+            retired |= fresh > 0;
+            // Once more: a worker may just be counting.
+            fresh > 0
+        });
+        retired
+    }
+}
+
+impl<C: Cell> One<C> {
+    /// Cells that were retired for a while, of a series that is in use again, become one.
+    fn fold_retired(&mut self) {
+        if self.slots.iter().filter(|slot| slot.retired.load(Relaxed)).count() < 2 {
+            return;
+        }
+        let sum = Slot { cell: C::default(), retired: AtomicBool::new(true) };
+        self.slots.retain(|slot| {
+            let retired = slot.retired.load(Relaxed);
+            if retired {
+                sum.cell.merge(&slot.cell);
+            }
+            !retired
+        });
+        self.slots.push(Arc::new(sum));
     }
 }
 
@@ -86,25 +179,44 @@ impl<const N: usize, C: Cell> Local<N, C> {
         let hash = hash(&labels);
         let mut cells = self.cells.borrow_mut();
         let entries = cells.entry(hash).or_default();
-        if let Some((_, cell)) = entries.iter().find(|(known, _)| known.iter().map(|label| &**label).eq(labels)) {
-            return update(cell);
+        let is_it = |(known, slot): &&([Box<str>; N], Arc<Slot<C>>)| {
+            known.iter().map(|label| &**label).eq(labels) && !slot.retired.load(Relaxed)
+        };
+        if let Some((_, slot)) = entries.iter().find(is_it) {
+            return update(&slot.cell);
         }
+        self.forget_retired(&mut cells);
         let owned = labels.map(Box::from);
         if self.overflow.borrow().is_none()
-            && let Some(cell) = self.family.cell(&owned, true)
+            && let Some(slot) = self.family.slot(&owned, true)
         {
-            update(&cell);
-            entries.push((owned, cell));
+            update(&slot.cell);
+            cells.entry(hash).or_default().push((owned, slot));
             return;
         }
-        // From now on no lock is taken for what is not known yet.
-        cells.remove(&hash);
+        // From now on no lock is taken for what is not known yet, until there is room again.
+        if cells.get(&hash).is_some_and(Vec::is_empty) {
+            cells.remove(&hash);
+        }
         let mut overflow = self.overflow.borrow_mut();
-        let cell = overflow.get_or_insert_with(|| {
+        let slot = overflow.get_or_insert_with(|| {
             let labels = [(); N].map(|()| Box::from(OVERFLOW));
-            self.family.cell(&labels, false).expect("may not overflow")
+            self.family.slot(&labels, false).expect("may not overflow")
         });
-        update(cell);
+        update(&slot.cell);
+    }
+
+    /// Cells that were retired are forgotten, and there may be room for more.
+    fn forget_retired(&self, cells: &mut HashMap<u64, Entries<N, C>, BuildHasherDefault<Identity>>) {
+        let sweeps = self.family.sweeps.load(Relaxed);
+        if self.swept.replace(sweeps) == sweeps {
+            return;
+        }
+        cells.retain(|_, entries| {
+            entries.retain(|(_, slot)| !slot.retired.load(Relaxed));
+            !entries.is_empty()
+        });
+        self.overflow.take();
     }
 }
 
@@ -117,12 +229,16 @@ impl<const N: usize, C: Cell> Collector for Collected<N, C> {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let series = self.0.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.0.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if series.sweep(Instant::now()) {
+            self.0.sweeps.fetch_add(1, Relaxed);
+        }
         let metrics: Vec<Metric> = series
+            .all
             .iter()
-            .map(|(values, cells)| {
+            .map(|(values, one)| {
                 let sum = C::default();
-                cells.iter().for_each(|cell| sum.merge(cell));
+                one.slots.iter().for_each(|slot| sum.merge(&slot.cell));
                 let pairs = self.0.labels.iter().zip(values).map(|(name, value)| {
                     let mut pair = LabelPair::default();
                     pair.set_name((*name).to_owned());
@@ -164,6 +280,10 @@ impl Cell for Counter {
         self.add(other.0.load(Relaxed));
     }
 
+    fn count(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
     fn write(&self, metric: &mut Metric) {
         let mut counter = CounterProto::default();
         counter.set_value(as_f64(self.0.load(Relaxed)));
@@ -182,7 +302,7 @@ pub(super) struct Durations {
 }
 
 impl Durations {
-    pub(super) fn observe(&self, duration: std::time::Duration) {
+    pub(super) fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         let index = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
         self.buckets[index].add(1);
@@ -196,6 +316,10 @@ impl Cell for Durations {
     fn merge(&self, other: &Self) {
         self.buckets.iter().zip(&other.buckets).for_each(|(sum, cell)| sum.merge(cell));
         self.nanos.merge(&other.nanos);
+    }
+
+    fn count(&self) -> u64 {
+        self.buckets.iter().fold(0, |sum, bucket| sum.wrapping_add(bucket.count()))
     }
 
     fn write(&self, metric: &mut Metric) {
@@ -258,8 +382,6 @@ impl Hasher for Identity {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use prometheus::{Encoder, Registry, TextEncoder};
 
     use super::*;
@@ -336,5 +458,59 @@ mod tests {
         assert!(text.contains("many_total{a=\"7\"} 3\n"), "what is known goes on");
         assert!(text.contains("many_total{a=\"_overflow\"} 1000\n"), "and nothing is lost");
         assert!(one.cells.borrow().len() <= MAX_SERIES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn series_that_do_not_change_make_room() {
+        let registry = Registry::new();
+        let family = Family::<1, Counter>::new("peers_total", "Peers.", ["a"]);
+        registry.register(Box::new(Collected(family.clone()))).unwrap();
+        let (one, two) = (family.local(), family.local());
+        for n in 0..MAX_SERIES {
+            one.with([&n.to_string()], |cell| cell.add(1));
+        }
+        two.with(["7"], |cell| cell.add(1));
+        one.with(["new"], |cell| cell.add(1));
+        assert!(text(&registry).contains("peers_total{a=\"_overflow\"} 1\n"));
+        for _ in 0..70 {
+            tokio::time::advance(SWEEP).await;
+            one.with(["0"], |cell| cell.add(1));
+            text(&registry);
+        }
+        let left = text(&registry);
+        assert!(left.contains("peers_total{a=\"0\"} 71\n"), "what changes goes on: {left}");
+        assert_eq!(left.lines().filter(|line| !line.starts_with('#')).count(), 1, "{left}");
+        // There is room again, and what comes back begins anew.
+        for name in ["new", "7"] {
+            one.with([name], |cell| cell.add(1));
+            two.with([name], |cell| cell.add(1));
+            assert!(text(&registry).contains(&format!("peers_total{{a=\"{name}\"}} 2\n")));
+        }
+        for local in [&one, &two] {
+            assert!(local.cells.borrow().len() <= 3, "workers have let go of them, too");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_counted_at_the_last_moment_is_not_lost() {
+        let family = Family::<1, Counter>::new("peers_total", "Peers.", ["a"]);
+        let registry = Registry::new();
+        registry.register(Box::new(Collected(family.clone()))).unwrap();
+        let local = family.local();
+        local.with(["x"], |cell| cell.add(1));
+        text(&registry);
+        tokio::time::advance(SWEEP).await;
+        text(&registry);
+        tokio::time::advance(FORGET).await;
+        let (_, about_to_count) = local.cells.borrow().values().next().unwrap()[0].clone();
+        assert!(text(&registry).contains("peers_total{a=\"x\"} 1\n"), "retired, not dropped");
+        about_to_count.cell.add(1);
+        local.with(["x"], |cell| cell.add(1));
+        tokio::time::advance(SWEEP).await;
+        assert!(text(&registry).contains("peers_total{a=\"x\"} 3\n"));
+        tokio::time::advance(FORGET).await;
+        text(&registry);
+        tokio::time::advance(SWEEP).await;
+        assert_eq!(text(&registry), "");
     }
 }
