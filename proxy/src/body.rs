@@ -9,6 +9,7 @@ mod replay;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::{
     error::Error as StdError,
@@ -19,7 +20,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Duration, timeout};
@@ -29,7 +30,7 @@ pub(crate) use self::{
     replay::Replay,
     settle::{Settle, grpc_status},
 };
-use crate::{exchange::Exchange, outcome};
+use crate::{config::Limits, exchange::Exchange, headers, outcome, stream::Activity};
 
 /// How long a response whose length is told waits for its first bytes. Apps write head and body one after the
 /// other: the bytes are microseconds behind.
@@ -62,8 +63,8 @@ enum Kind {
 /// Who wants to know what passes.
 enum Watched {
     Nobody,
-    /// A request's: its bytes are counted.
-    Request(Rc<Exchange>),
+    /// A request's: its bytes are counted, and must come in time.
+    Request(upload::Upload),
     /// A response's.
     Response(Box<Settle>),
 }
@@ -99,10 +100,19 @@ impl Body {
         self
     }
 
-    /// Has the bytes of a request counted.
-    pub(crate) fn counted(mut self, exchange: &Rc<Exchange>) -> Self {
+    /// Has the bytes of a request counted, and waited for no longer than the limits say.
+    pub(crate) fn counted(mut self, exchange: &Rc<Exchange>, limits: &Limits) -> Self {
         if !self.is_end_stream() {
-            self.watched = Watched::Request(exchange.clone());
+            let has_length = self.size_hint().exact().is_some();
+            self.watched = Watched::Request(upload::Upload::new(exchange, limits, has_length));
+        }
+        self
+    }
+
+    /// Has the connection that a request comes over told when all of it has come.
+    pub(crate) fn telling(mut self, reading: Option<Activity>) -> Self {
+        if let (Watched::Request(upload), Some(reading)) = (&mut self.watched, reading) {
+            upload.tell(reading);
         }
         self
     }
@@ -232,17 +242,18 @@ impl HttpBody for Body {
             Watched::Response(settle) => settle.given_up(),
             Watched::Nobody | Watched::Request(_) => None,
         };
-        let frame = match given_up {
+        let mut frame = match given_up {
             Some(error) => Some(Err(BodyError::GivenUp(error))),
             None => match this.next(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => match &mut this.watched {
                     Watched::Response(settle) => Some(Err(BodyError::GivenUp(ready!(settle.poll_given_up(cx))))),
-                    Watched::Nobody | Watched::Request(_) => return Poll::Pending,
+                    Watched::Request(upload) => Some(Err(BodyError::GivenUp(ready!(upload.poll_late(cx))))),
+                    Watched::Nobody => return Poll::Pending,
                 },
             },
         };
-        let frame = match (frame, &mut this.watched) {
+        frame = match (frame, &mut this.watched) {
             // hyper throws away what it has not written yet when a body fails: head and bytes that the caller is to see.
             // A moment later they are on their way.
             (Some(Err(error)), Watched::Response(settle)) if !this.failed => {
@@ -256,15 +267,20 @@ impl HttpBody for Body {
         };
         match &mut this.watched {
             Watched::Nobody => {}
-            Watched::Request(exchange) => {
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
-                    exchange.count_request_bytes(data.remaining());
+            Watched::Request(upload) => {
+                if let Some(Ok(frame)) = &mut frame {
+                    match frame.trailers_mut() {
+                        Some(trailers) => headers::sanitize_request_trailers(trailers),
+                        None => frame.data_ref().into_iter().for_each(|data| upload.passes(data)),
+                    }
+                }
+                if frame.is_none() || this.kind.is_end_stream() {
+                    upload.ended();
                 }
             }
-            Watched::Response(settle) => match &frame {
+            Watched::Response(settle) => match &mut frame {
                 Some(Ok(frame)) => {
+                    frame.trailers_mut().into_iter().for_each(headers::sanitize_response_trailers);
                     settle.note(frame);
                     if this.kind.is_end_stream() {
                         settle.complete();

@@ -193,7 +193,11 @@ pub struct Limits {
     pub max_streams: u32,
     /// HTTP/2 streams that a peer may reset before they are answered, until the connection is closed.
     pub max_resets: usize,
-    /// A downstream connection without a request, or one that takes nothing of a response that is there.
+    /// For so long a request's body of known length, or a gRPC message in it, may give less than 1 KiB while it is
+    /// waited for.
+    pub body_timeout: Duration,
+    /// A downstream connection without a request, or one that takes nothing of a response that is there; a request's
+    /// body of unknown length that gives nothing before it is answered.
     pub idle_timeout: Duration,
 }
 
@@ -310,6 +314,7 @@ impl Default for Limits {
             detect_timeout: Duration::from_millis(50),
             max_streams: 200,
             max_resets: 50,
+            body_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(600),
         }
     }

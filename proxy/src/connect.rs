@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-pub(crate) use self::pool::{Dial, Lease, Pool, Slot, Slots, Via};
+pub(crate) use self::pool::{Dial, Lease, MAX_STREAMS, Pool, Slot, Slots, Via};
 use crate::{
     identity::Identity,
     outcome::{Error, ErrorKind},

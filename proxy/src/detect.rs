@@ -40,59 +40,83 @@ pub enum Detected {
 
 /// What the bytes so far say; `None`: not enough.
 pub fn classify(bytes: &[u8]) -> Option<Detected> {
-    match bytes.first()? {
-        0x16 => classify_tls(bytes),
-        _ if bytes.starts_with(PREFACE) => Some(Detected::Http2),
-        _ if PREFACE.starts_with(bytes) => None,
-        _ => classify_request_line(bytes),
-    }
+    Scan::default().classify(bytes)
 }
 
-/// `method SP target SP HTTP/1.x CRLF` (RFC 9112, section 3); a bare LF is for the HTTP server to judge.
-fn classify_request_line(bytes: &[u8]) -> Option<Detected> {
-    // Servers ignore an empty line before the first request (RFC 9112, section 2.2).
-    let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    let method = bytes.iter().position(|&byte| !is_token(byte)).unwrap_or(bytes.len());
-    if method > LONGEST_METHOD {
-        return Some(Detected::Opaque);
-    }
-    match bytes.get(method) {
-        None => return None,
-        Some(b'\r') if bytes.len() == 1 => return None,
-        Some(b' ') if method > 0 => {}
-        Some(_) => return Some(Detected::Opaque),
-    }
-    let end = bytes.iter().position(|&byte| byte == b'\n');
-    let line = &bytes[..end.unwrap_or(bytes.len())];
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    // No control character is part of a request line.
-    if line.len() >= MAX || line.iter().any(|&byte| byte < b' ' || byte == 0x7f) {
-        return Some(Detected::Opaque);
-    }
-    end?;
-    let is_http = matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit());
-    Some(if is_http { Detected::Http1 } else { Detected::Opaque })
+/// What was looked at of bytes that come bit by bit, so that each is looked at once.
+#[derive(Default)]
+struct Scan {
+    /// So far a request line has no end and nothing that may not be in it.
+    line: usize,
+    /// What reads a ClientHello, and how far.
+    hello: Option<(rustls::server::Acceptor, usize)>,
 }
 
-/// A handshake record (RFC 8446, section 5.1) with a ClientHello in it.
-fn classify_tls(bytes: &[u8]) -> Option<Detected> {
-    match bytes {
-        [_, 3, 0..=4, _, _, 1, ..] => {}
-        [_] | [_, 3] | [_, 3, 0..=4] | [_, 3, 0..=4, _] | [_, 3, 0..=4, _, _] => return None,
-        _ => return Some(Detected::Opaque),
-    }
-    let mut acceptor = rustls::server::Acceptor::default();
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        if acceptor.read_tls(&mut rest).is_err() {
-            return Some(Detected::Opaque);
+impl Scan {
+    /// What the bytes so far say: those of before, and more.
+    fn classify(&mut self, bytes: &[u8]) -> Option<Detected> {
+        match bytes.first()? {
+            0x16 => self.classify_tls(bytes),
+            _ if bytes.starts_with(PREFACE) => Some(Detected::Http2),
+            _ if PREFACE.starts_with(bytes) => None,
+            _ => self.classify_request_line(bytes),
         }
     }
-    match acceptor.accept() {
-        Ok(Some(accepted)) => Some(Detected::Tls(accepted.client_hello().server_name().map(str::to_owned))),
-        Ok(None) if bytes.len() < MAX => None,
-        // An older TLS, or a newer one: its name is not known, but it is no HTTP.
-        Ok(None) | Err(_) => Some(Detected::Tls(None)),
+
+    /// A handshake record (RFC 8446, section 5.1) with a ClientHello in it.
+    fn classify_tls(&mut self, bytes: &[u8]) -> Option<Detected> {
+        match bytes {
+            [_, 3, 0..=4, _, _, 1, ..] => {}
+            [_] | [_, 3] | [_, 3, 0..=4] | [_, 3, 0..=4, _] | [_, 3, 0..=4, _, _] => return None,
+            _ => return Some(Detected::Opaque),
+        }
+        let (acceptor, read) = self.hello.get_or_insert_default();
+        let mut rest = bytes.get(*read..).unwrap_or_default();
+        while !rest.is_empty() {
+            if acceptor.read_tls(&mut rest).is_err() {
+                return Some(Detected::Opaque);
+            }
+        }
+        *read = bytes.len();
+        match acceptor.accept() {
+            Ok(Some(accepted)) => Some(Detected::Tls(accepted.client_hello().server_name().map(str::to_owned))),
+            Ok(None) if bytes.len() < MAX => None,
+            // An older TLS, or a newer one: its name is not known, but it is no HTTP.
+            Ok(None) | Err(_) => Some(Detected::Tls(None)),
+        }
+    }
+
+    /// `method SP target SP HTTP/1.x CRLF` (RFC 9112, section 3); a bare LF is for the HTTP server to judge.
+    fn classify_request_line(&mut self, bytes: &[u8]) -> Option<Detected> {
+        // Servers ignore an empty line before the first request (RFC 9112, section 2.2).
+        let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+        let method = bytes.iter().take(LONGEST_METHOD + 1).take_while(|byte| is_token(**byte)).count();
+        if method > LONGEST_METHOD {
+            return Some(Detected::Opaque);
+        }
+        match bytes.get(method) {
+            None => return None,
+            Some(b'\r') if bytes.len() == 1 => return None,
+            Some(b' ') if method > 0 => {}
+            Some(_) => return Some(Detected::Opaque),
+        }
+        let new = bytes.get(self.line..).unwrap_or_default();
+        let odd = new.iter().position(|&byte| byte < b' ' || byte == 0x7f);
+        let at = self.line + odd.unwrap_or(new.len());
+        let line = &bytes[..at];
+        self.line = at;
+        if line.len() >= MAX {
+            return Some(Detected::Opaque);
+        }
+        // No control character is part of a request line.
+        match bytes[at..] {
+            [] | [b'\r'] => return None,
+            [b'\n', ..] | [b'\r', b'\n', ..] => {}
+            _ => return Some(Detected::Opaque),
+        }
+        let is_http =
+            matches!(line, [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit());
+        Some(if is_http { Detected::Http1 } else { Detected::Opaque })
     }
 }
 
@@ -101,19 +125,22 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// The bytes at the beginning of a stream, read no further than to know what it speaks.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Peek {
     bytes: BytesMut,
+    scan: Scan,
 }
 
 impl Peek {
     /// Reads until it is known what the client speaks. Cancel safe: asked again, it goes on.
     pub(crate) async fn classify(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Detected> {
         loop {
-            if let Some(detected) = classify(&self.bytes) {
+            if let Some(detected) = self.scan.classify(&self.bytes) {
                 return Ok(detected);
             }
-            self.bytes.reserve(4 << 10);
+            if self.bytes.len() == self.bytes.capacity() {
+                self.bytes.reserve(4 << 10);
+            }
             if stream.read_buf(&mut self.bytes).await? == 0 {
                 return Ok(if self.bytes.is_empty() { Detected::Ended } else { Detected::Opaque });
             }
@@ -192,6 +219,26 @@ mod tests {
             for n in (0..whole.len()).filter(|n| *n < 1000 || whole.len() - n < 1000) {
                 assert!(classify(&whole[..n]).is_none_or(|said| said == last), "{n} bytes of {whole:?}");
             }
+        }
+    }
+
+    #[test]
+    fn each_byte_is_looked_at_once_however_they_come() {
+        let line = [b"GET /", [b'a'; MAX - 100].as_slice(), b" HTTP/1.1\r\n"].concat();
+        // A ClientHello that is long, in many records.
+        let mut hello = vec![1, 0, 0xf0, 0];
+        hello.resize(0xf000, 0);
+        let hello: Vec<u8> = hello
+            .chunks(1000)
+            .flat_map(|part| [&[0x16, 3, 1, (part.len() >> 8) as u8, part.len() as u8], part].concat())
+            .collect();
+        for (bytes, expected) in [(line, Some(Detected::Http1)), (hello, None)] {
+            let began = Instant::now();
+            let mut scan = Scan::default();
+            let last = (1..=bytes.len()).map(|n| scan.classify(&bytes[..n])).last().unwrap();
+            assert_eq!(last, expected);
+            // All of them again for each would be 2 GB.
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
         }
     }
 

@@ -14,12 +14,16 @@
 //! other heddle-*             stripped         stripped            stripped
 //! ```
 //!
+//! None of these may be a trailer, nor may what RFC 9110 forbids there.
+//!
 //! What concerns one connection only never goes on. It is taken off first, so that no `Connection`
 //! header can name what the proxy sets.
 
+mod date;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod trailers;
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -31,7 +35,11 @@ use http::{
     },
 };
 
-pub use self::timing::{deadline, pushback, set_attempt, set_deadline};
+pub use self::{
+    date::date,
+    timing::{deadline, pushback, set_attempt, set_deadline},
+    trailers::{sanitize_request_trailers, sanitize_response_trailers},
+};
 
 /// Why the proxy answered itself.
 pub const HEDDLE_ERROR: HeaderName = HeaderName::from_static("heddle-error");
@@ -212,7 +220,7 @@ fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool)
     }
 }
 
-fn lists(value: &HeaderValue, token: &str) -> bool {
+pub(crate) fn lists(value: &HeaderValue, token: &str) -> bool {
     value.to_str().is_ok_and(|value| value.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(token)))
 }
 

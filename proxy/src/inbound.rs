@@ -152,6 +152,9 @@ async fn forward(
     exchange.note(|outcome| outcome.uri = parts.uri.clone());
     let port = connection.port(&front.authority)?;
     connection.authorize(&port, &parts, exchange)?;
+    if front.ends_here {
+        return Ok(reply::of(serve::answer_here(&parts.method), exchange));
+    }
     connection.sanitize(&mut parts);
     continue_trace(worker, &mut parts, &span, exchange);
     if headers::deadline(&parts.headers).is_some_and(|left| left.is_zero()) {

@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     config::DialName,
+    connect::keep_alive,
     exchange::{ConnectionRecord, Sink},
     lifecycle::Stage,
     outcome::{ConnectionOutcome, Direction, Error, ErrorKind},
@@ -119,6 +120,10 @@ impl Listener {
             Role::Captured | Role::Inbound => original_destination(socket),
             Role::HttpProxy | Role::Upstream(_) => None,
         };
+        // A peer on this machine does not vanish without its kernel's word.
+        if !peer.ip().is_loopback() {
+            keep_alive(socket);
+        }
         let to_itself = || original.is_none_or(|original| is_own(&self.own_listeners, original, Some(peer.ip())));
         Arrival {
             role: self.role.clone(),
@@ -190,4 +195,28 @@ fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
     let original: io::Result<socket2::SockAddr> = Err(io::ErrorKind::Unsupported.into());
     let _ = reference;
     original.ok()?.as_socket().map(canonical).filter(|original| *original != local)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::testing::{TestMesh, calling, run};
+
+    #[test]
+    fn whoever_may_vanish_is_probed() {
+        run(async {
+            let proxy = TestMesh::new().proxy("web", calling(Vec::new()), &[]);
+            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let listener = Listener::new(Role::HttpProxy, socket, &proxy.worker.common).unwrap();
+            for (peer, probed) in [("127.0.0.1:1", false), ("10.0.0.1:1", true), ("[2001:db8::1]:1", true)] {
+                let _client = TcpStream::connect(listener.local).await.unwrap();
+                let (socket, _) = listener.socket.accept().await.unwrap();
+                listener.arrival(&socket, peer.parse().unwrap(), &proxy.worker.common);
+                assert_eq!(SockRef::from(&socket).keepalive().unwrap(), probed, "{peer}");
+            }
+        });
+    }
 }

@@ -149,6 +149,9 @@ async fn forward(
     let front = serve::receive(&mut parts, &worker.common.limits)?;
     exchange.note(|outcome| outcome.uri = parts.uri.clone());
     connection.refuse_loop(&parts)?;
+    if front.ends_here {
+        return Ok(reply::of(serve::answer_here(&parts.method), exchange));
+    }
     connection.clean(&mut parts, exchange);
     let destination = destination::resolve(worker, &name).await?;
     match connection.route(&destination, &front, &parts, exchange).await? {
@@ -156,7 +159,7 @@ async fn forward(
         Routed::To(cluster, chosen) => {
             let instance = destination.instance();
             let forward = Forward { front, parts, body, upgraded, trace, chosen, instance };
-            let (call, rest) = forward.prepare(&cluster, exchange)?;
+            let (call, rest) = forward.prepare(&cluster, &worker.common.limits, exchange)?;
             let response = stack::call(&cluster, call).await?;
             rest.finish(response, connection, exchange)
         }

@@ -21,6 +21,8 @@ pub enum ErrorKind {
     HeadersTooLarge,
     /// Request headers did not arrive in time.
     HeaderTimeout,
+    /// A request's body did not go on in time.
+    BodyTimeout,
     /// No service, and egress is denied.
     EgressDenied,
     /// A name or address of the mesh that no service has.

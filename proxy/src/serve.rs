@@ -15,6 +15,7 @@ mod watch;
 use std::{convert::Infallible, future::Future, pin::Pin};
 
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -28,8 +29,8 @@ use self::{
     watch::{Connection, Cut, Watch},
 };
 pub(crate) use self::{
-    front::{Front, authority, is_grpc, receive},
-    watch::{Busy, Ending},
+    front::{Front, answer_here, authority, is_grpc, receive},
+    watch::{Busy, Ending, poll_until},
 };
 use crate::{
     body::Body,
@@ -40,22 +41,31 @@ use crate::{
 
 /// Flow control of HTTP/2, both ways and on both sides.
 pub(crate) mod windows {
+    use crate::connect::MAX_STREAMS;
+
     /// Of a stream: 25 MB/s at 10 ms.
     pub(crate) const STREAM: u32 = 256 << 10;
     /// What waits to be sent on a stream, at most.
     pub(crate) const SEND_BUFFER: usize = 64 << 10;
 
-    /// Of a connection: as large as all its streams' together, so that streams whose readers are slow
-    /// never hold up the others.
+    /// Of a connection: as large as all its streams' together, so that streams whose readers are slow never hold up the
+    /// others; but no larger than for the streams that a proxy opens, as this is what somebody else may have us keep.
     pub(crate) fn connection(streams: u32) -> u32 {
-        // 2^31 - 1 is the protocol's maximum.
-        STREAM.saturating_mul(streams).min((1 << 31) - 1)
+        STREAM * streams.min(MAX_STREAMS as u32)
+    }
+
+    /// What waits to be sent on a stream of so many: no more than 8 MiB together, as long as each has one frame.
+    pub(crate) fn send_buffer(streams: u32) -> usize {
+        ((8 << 20) / streams.max(1) as usize).clamp(16 << 10, SEND_BUFFER)
     }
 }
 
 /// hyper's own limit of headers in HTTP/1.1. Set, even to the same, it costs the copying of an array for each
 /// message.
 pub(crate) const HYPER_MAX_HEADERS: usize = 100;
+
+/// Up to so many times the limit of headers it is told why they are refused.
+const TOLD_WHY: u32 = 4;
 
 /// Pings that tell whether a peer with streams open is there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -77,7 +87,9 @@ where
     let activity = stream.watch();
     let watch = Watch::new(limits, activity.clone(), false);
     stream.replace_writes(move |bytes| if activity.is_busy() { None } else { reply::instead_of(bytes) });
-    let service = service_fn(|request| answer(&watch, &handle, request));
+    // A peer proxy that ends has given its requests up.
+    let may_half_close = !stream.is_tls();
+    let service = service_fn(|request| answer(&watch, may_half_close, &handle, request));
     let mut builder = http1::Builder::new();
     if limits.max_headers != HYPER_MAX_HEADERS {
         builder.max_headers(limits.max_headers);
@@ -104,7 +116,7 @@ where
                 parts.io.into_inner().reset();
             }
         }
-        Some(Cut::Idle | Cut::Broken(_)) | None => {}
+        Some(Cut::Idle | Cut::Gone | Cut::Broken(_)) | None => {}
     }
     cut.and_then(ended)
 }
@@ -126,8 +138,9 @@ where
         .max_concurrent_streams(limits.max_streams)
         .initial_stream_window_size(windows::STREAM)
         .initial_connection_window_size(windows::connection(limits.max_streams))
-        .max_send_buf_size(windows::SEND_BUFFER)
-        .max_header_list_size(limits.max_header_bytes)
+        .max_send_buf_size(windows::send_buffer(limits.max_streams))
+        // What h2 refuses is refused without a reason; so it takes more than is allowed, which `receive` refuses.
+        .max_header_list_size(limits.max_header_bytes.saturating_mul(TOLD_WHY))
         .max_pending_accept_reset_streams(limits.max_resets)
         .max_local_error_reset_streams(limits.max_resets)
         .keep_alive_interval(PING_INTERVAL)
@@ -146,13 +159,23 @@ where
     watch.over(Pin::new(&mut connection), ending).await.and_then(ended)
 }
 
-async fn answer<F: Future<Output = Response<Body>>>(
+/// Answers a request; noted at once, before more is read, is how the caller may end.
+fn answer<H: Fn(Request<Incoming>) -> F, F: Future<Output = Response<Body>>>(
     watch: &Watch,
-    handle: &impl Fn(Request<Incoming>) -> F,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    may_half_close: bool,
+    handle: &H,
+    mut request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<H, F> {
     let busy = watch.begin();
-    Ok(hold(handle(request).await, busy).await)
+    if may_half_close {
+        let (whole, last) = (request.body().is_end_stream(), front::is_last(&request));
+        watch.may_be_half_closed(whole, last);
+        if last && !whole {
+            request.extensions_mut().insert(watch.reading());
+        }
+    }
+    let response = handle(request);
+    async move { Ok(hold(response.await, busy).await) }
 }
 
 /// The connection is busy until the response has been sent, which begins when it is worth a write.
@@ -189,8 +212,8 @@ where
 fn ended(cut: Cut) -> Ended {
     match cut {
         Cut::HeaderTimeout(error) => Some(error),
-        // Of the second, its request tells.
-        Cut::Idle | Cut::Overdue => None,
+        // Of the second and third, its request tells.
+        Cut::Idle | Cut::Overdue | Cut::Gone => None,
         Cut::Broken(error) if error.is_parse_too_large() => Some(reply::too_large()),
         Cut::Broken(error) if error.is_parse() => Some(Error::new(ErrorKind::BadRequest, error.to_string())),
         // The caller went away, or sent what only HTTP/2 answers by itself.

@@ -68,6 +68,8 @@ pub(crate) struct Activity(Arc<Flags>);
 struct Flags {
     read: AtomicBool,
     busy: AtomicBool,
+    whole: AtomicBool,
+    half_closed: AtomicBool,
 }
 
 impl Activity {
@@ -85,6 +87,26 @@ impl Activity {
     pub(crate) fn clear(&self, busy: bool) {
         self.0.read.store(false, Ordering::Relaxed);
         self.0.busy.store(busy, Ordering::Relaxed);
+        self.0.whole.store(false, Ordering::Relaxed);
+    }
+
+    /// The request under way has come to its end: if the other side ends now, that may be all it had to say, and it
+    /// may wait for the answer. Until that has been given the end is not read.
+    pub(crate) fn note_whole(&self) {
+        self.0.whole.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the other side has ended, and waits for an answer, perhaps.
+    pub(crate) fn is_half_closed(&self) -> bool {
+        self.0.half_closed.load(Ordering::Relaxed)
+    }
+
+    fn holds_back_end(&self) -> bool {
+        let holds_back = self.is_busy() && self.0.whole.load(Ordering::Relaxed);
+        if holds_back {
+            self.0.half_closed.store(true, Ordering::Relaxed);
+        }
+        holds_back
     }
 }
 
@@ -230,10 +252,13 @@ impl AsyncRead for Stream {
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_read(cx, out),
         };
-        if let Some(activity) = &this.activity
-            && out.filled().len() > before
-        {
-            activity.0.read.store(true, Ordering::Relaxed);
+        if let Some(activity) = &this.activity {
+            if out.filled().len() > before {
+                activity.0.read.store(true, Ordering::Relaxed);
+            } else if matches!(result, Poll::Ready(Ok(()))) && out.remaining() > 0 && activity.holds_back_end() {
+                // Asked for again once the answer has been written.
+                return Poll::Pending;
+            }
         }
         result
     }

@@ -160,6 +160,7 @@ fn reason(policy: &RetryPolicy, result: TryResult<'_>) -> Option<(Reason, bool)>
                 K::BadRequest
                 | K::HeadersTooLarge
                 | K::HeaderTimeout
+                | K::BodyTimeout
                 | K::EgressDenied
                 | K::UnknownDestination
                 | K::DiscoveryTimeout

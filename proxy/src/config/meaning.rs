@@ -383,6 +383,7 @@ fn limits(mut at: Section) -> Limits {
         detect_timeout: duration(&mut at, "detectTimeout", default.detect_timeout, milli, 10 * SECOND),
         max_streams: number(&mut at, "maxStreams", default.max_streams, 1, 100_000),
         max_resets: number(&mut at, "maxResets", default.max_resets, 1, 100_000),
+        body_timeout: duration(&mut at, "bodyTimeout", default.body_timeout, SECOND, 3600 * SECOND),
         idle_timeout: duration(&mut at, "idleTimeout", default.idle_timeout, SECOND, 24 * 3600 * SECOND),
     };
     at.finish();

@@ -48,6 +48,10 @@ pub(super) fn sent(error: &hyper::Error, who: &str) -> Error {
         if unprocessed {
             return Error::new(ErrorKind::UpstreamRefused, format!("{who}: {error}"));
         }
+        // Our side reset it, which is what hyper does with a body that breaks off.
+        if error.is_reset() && !error.is_remote() && !error.is_library() {
+            return Error::new(ErrorKind::ClientGone, "the caller broke off its request").after_send();
+        }
         // What it sent was against the protocol, so that our side ended it.
         let kind = if error.is_library() { ErrorKind::UpstreamProtocol } else { ErrorKind::UpstreamReset };
         return Error::new(kind, format!("{who}: {error}")).after_send();

@@ -25,6 +25,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
+pub(crate) use self::http2::MAX_STREAMS;
 use self::http2::{Http2, Stream};
 pub(crate) use self::slots::{Slot, Slots};
 use super::{Carried, Connected, Target, connect, failure};

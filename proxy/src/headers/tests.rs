@@ -226,3 +226,43 @@ fn servers_may_push_back() {
     }
     assert_eq!(pushback(&HeaderMap::new(), now), None);
 }
+
+#[test]
+fn trailers_are_no_way_round_headers() {
+    let all = [
+        ("connection", "x"),
+        ("keep-alive", "1"),
+        ("proxy-authorization", "x"),
+        ("te", "trailers"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "x"),
+        ("content-length", "3"),
+        ("host", "x"),
+        ("heddle-deadline", "1"),
+        ("x-forwarded-client-cert", "URI=spiffe://x"),
+        ("authorization", "x"),
+        ("set-cookie", "x"),
+        ("grpc-status", "0"),
+    ];
+    let (mut request, mut response) = (map(&all), map(&all));
+    sanitize_request_trailers(&mut request);
+    sanitize_response_trailers(&mut response);
+    assert_eq!(lines(&request), ["grpc-status: 0", "set-cookie: x"]);
+    assert_eq!(lines(&response), ["authorization: x", "grpc-status: 0", "x-forwarded-client-cert: URI=spiffe://x"]);
+}
+
+#[test]
+fn a_date_is_set_where_there_is_none() {
+    let at = |seconds| move || std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+    for (seconds, expected) in [
+        (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        (1, "Thu, 01 Jan 1970 00:00:01 GMT"),
+    ] {
+        let mut headers = HeaderMap::new();
+        date(&mut headers, at(seconds));
+        assert_eq!(headers["date"], expected);
+        date(&mut headers, at(5));
+        assert_eq!(lines(&headers), [format!("date: {expected}")]);
+    }
+}

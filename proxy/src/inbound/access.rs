@@ -136,6 +136,15 @@ impl Connection {
         }
     }
 
+    /// The port at which a request was let in, as policy describes it now. Of plaintext that was sent to the listener
+    /// itself only the request said which; that is not asked again, as its target and its `Host` may have differed.
+    fn port_again(&self, name: &ClusterName) -> Result<Port, Error> {
+        if self.wanted.is_some() || self.caller.id().is_some() || self.arrival.redirected {
+            return self.only_port();
+        }
+        find(&self.worker.common.discovery.snapshot(), name)
+    }
+
     /// The only one that it can be, where no request says more.
     pub(super) fn only_port(&self) -> Result<Port, Error> {
         self.port(&HeaderValue::from_static(""))
@@ -284,11 +293,11 @@ impl Connection {
         for exchange in self.open.borrow().iter().filter_map(Weak::upgrade) {
             let asked = exchange.read(|outcome| {
                 outcome.authorization.as_ref()?;
-                Some((outcome.authority.clone(), outcome.method.clone(), outcome.uri.path().to_owned()))
+                let name = ClusterName { service: outcome.service.clone()?, port: outcome.port };
+                Some((name, outcome.method.clone(), outcome.uri.path().to_owned()))
             });
-            let Some((authority, method, path)) = asked.flatten() else { continue };
-            let authority = authority.unwrap_or_else(|| HeaderValue::from_static(""));
-            let result = self.port(&authority).and_then(|port| {
+            let Some((name, method, path)) = asked.flatten() else { continue };
+            let result = self.port_again(&name).and_then(|port| {
                 let said = self.judge(&port, &method, &path)?;
                 self.verdict(&port, &said)
             });

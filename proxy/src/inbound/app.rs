@@ -1,9 +1,9 @@
 //! The app: requests to it over plaintext connections that are kept.
 
-use std::{cell::Cell, future::poll_fn, rc::Rc};
+use std::{cell::Cell, future::poll_fn, rc::Rc, time::SystemTime};
 
 use futures_util::future::{Either, select};
-use http::{HeaderValue, Request, Response, Version, header::EXPECT, request::Parts};
+use http::{HeaderValue, Request, Response, Version, request::Parts};
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::Duration;
@@ -43,19 +43,17 @@ pub(super) struct ToApp {
 pub(super) async fn send(
     connection: &Connection,
     port: &Port,
-    ToApp { front, parts, body, upgraded, span }: ToApp,
+    ToApp { front, mut parts, body, upgraded, span }: ToApp,
     exchange: &Rc<Exchange>,
 ) -> Result<Response<Body>, Error> {
     let worker = connection.worker();
     let carried = if parts.version == Version::HTTP_2 { Carried::Http2 } else { Carried::Http1 };
-    let mut body = Body::from(body).counted(exchange);
+    let reading = parts.extensions.remove();
+    let mut body = Body::from(body).counted(exchange, &worker.common.limits).telling(reading);
     let mut request = Request::from_parts(parts, ());
     if let Some(expect) = front.expect {
         expect.listen(&mut request);
         body = body.expect(expect);
-    } else {
-        // Of a request without a body there is nothing to wait for.
-        request.headers_mut().remove(EXPECT);
     }
     if let Some(protocol) = &front.upgrade {
         upgrade::ask(&mut request, protocol);
@@ -90,6 +88,7 @@ fn finish(
     let protocol = response.headers().get(http::header::UPGRADE).cloned();
     headers::strip_hop_by_hop(response.headers_mut());
     headers::sanitize_response(response.headers_mut(), Hop::App);
+    headers::date(response.headers_mut(), SystemTime::now);
     let begun = upgrade::is_begun(&response, asked.is_some())?;
     *response.version_mut() = Version::HTTP_11;
     if !begun {

@@ -85,7 +85,6 @@ pub(super) async fn terminate(
     let credentials = worker.common.identity.current();
     let credentials =
         credentials.ok_or_else(|| Error::new(ErrorKind::NoCertificate, "this proxy has no valid certificate"))?;
-    connect::keep_alive(&socket);
     let began = Instant::now();
     let accepting = TlsAcceptor::from(credentials.server.clone()).accept(ReadAhead::with(socket, read));
     let tls = match timeout(limits.handshake_timeout, accepting).await {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, rc::Rc, time::SystemTime};
 
 use http::{
     HeaderValue, Request, Response, Version,
-    header::{EXPECT, LOCATION, UPGRADE, USER_AGENT},
+    header::{LOCATION, UPGRADE, USER_AGENT},
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -17,7 +17,7 @@ use crate::{
         Cluster,
         stack::{self, Call, Context, Rules},
     },
-    config::DialName,
+    config::{DialName, Limits},
     connect::Carried,
     exchange::Exchange,
     headers::{self, Hop},
@@ -183,7 +183,12 @@ impl Connection {
 
 impl Forward {
     /// The request as the cluster's stack takes it.
-    pub(super) fn prepare(self, cluster: &Cluster, exchange: &Rc<Exchange>) -> Result<(Call, Rest), Error> {
+    pub(super) fn prepare(
+        self,
+        cluster: &Cluster,
+        limits: &Limits,
+        exchange: &Rc<Exchange>,
+    ) -> Result<(Call, Rest), Error> {
         let Self { front, mut parts, body, upgraded, trace, chosen, instance } = self;
         if let Some(chosen) = &chosen {
             chosen.apply_to_request(&mut parts.uri, &mut parts.headers)?;
@@ -193,11 +198,10 @@ impl Forward {
         let rules = Rules::new(chosen.as_ref().map(|chosen| &*chosen.rule), &policy);
         let deadline = stack::deadline(&rules, headers::deadline(&parts.headers), exchange.started());
         let carried = if parts.version == Version::HTTP_2 { Carried::Http2 } else { Carried::Http1 };
-        let mut body = Body::from(body).counted(exchange);
-        match &front.expect {
-            Some(expect) => body = body.expect(expect.clone()),
-            // Of a request without a body there is nothing to wait for.
-            None => _ = parts.headers.remove(EXPECT),
+        let reading = parts.extensions.remove();
+        let mut body = Body::from(body).counted(exchange, limits).telling(reading);
+        if let Some(expect) = &front.expect {
+            body = body.expect(expect.clone());
         }
         let mut request = Request::from_parts(parts, body);
         if let Some(protocol) = &front.upgrade {
@@ -223,6 +227,7 @@ impl Rest {
         let peer = exchange.read(|outcome| outcome.attempts.last().and_then(|attempt| attempt.peer.clone())).flatten();
         let from = peer.as_ref().map_or(Hop::Unmeshed, |id| Hop::Meshed { id, certificate_hash: None });
         headers::sanitize_response(response.headers_mut(), from);
+        headers::date(response.headers_mut(), SystemTime::now);
         if let Some(chosen) = &self.chosen {
             chosen.apply_to_response(response.headers_mut());
         }

@@ -29,6 +29,7 @@ impl ErrorKind {
         Self::BadRequest,
         Self::HeadersTooLarge,
         Self::HeaderTimeout,
+        Self::BodyTimeout,
         Self::EgressDenied,
         Self::UnknownDestination,
         Self::DiscoveryTimeout,
@@ -89,6 +90,8 @@ impl ErrorKind {
                 row("headers-too-large", S::REQUEST_HEADER_FIELDS_TOO_LARGE, RESOURCE_EXHAUSTED, "http_request_error", TCP_OTHER, Downstream),
             Self::HeaderTimeout =>
                 row("header-timeout", S::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, "http_request_error", TCP_OTHER, Downstream),
+            Self::BodyTimeout =>
+                row("body-timeout", S::REQUEST_TIMEOUT, DEADLINE_EXCEEDED, "http_request_error", TCP_OTHER, Downstream),
             Self::EgressDenied =>
                 row("egress-denied", S::FORBIDDEN, PERMISSION_DENIED, "http_request_denied", TCP_DENIED, Local),
             Self::UnknownDestination =>
@@ -174,6 +177,7 @@ impl ErrorKind {
             Self::BadRequest
             | Self::HeadersTooLarge
             | Self::HeaderTimeout
+            | Self::BodyTimeout
             | Self::EgressDenied
             | Self::UnknownDestination
             | Self::DiscoveryTimeout

@@ -110,6 +110,32 @@ impl Overdue {
     }
 }
 
+/// Ends a response whose receiver has ended its side, once nothing of it has come for a while: a client that waits for
+/// its answer so cannot be told from one that is gone, before something is written to it.
+#[derive(Debug, Default)]
+pub(super) struct HalfClosed {
+    /// Pieces given when last looked, and since when it is no more.
+    seen: Option<(u32, Instant)>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl HalfClosed {
+    /// Ready when it has to end. To be asked once the receiver has ended.
+    pub(super) fn poll(&mut self, flow: &Flow, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        if flow.untaken.get() {
+            // There is more for it to take.
+            self.seen = None;
+            return Poll::Pending;
+        }
+        let pieces = flow.pieces.get();
+        let since = match self.seen {
+            Some((seen, since)) if seen == pieces => since,
+            _ => self.seen.insert((pieces, Instant::now())).1,
+        };
+        poll_until(&mut self.timer, since + limit, cx)
+    }
+}
+
 /// Runs hyper's tasks for the streams of one HTTP/2 connection, each with a look at its response.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {

@@ -3,14 +3,14 @@
 use std::{borrow::Cow, str};
 
 use http::{
-    HeaderValue, Method, Uri, Version,
-    header::{CONTENT_TYPE, HOST},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, HOST, MAX_FORWARDS, TE},
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
 use crate::{
-    body::Expect,
+    body::{Body, Expect},
     config::Limits,
     headers,
     outcome::{Error, ErrorKind},
@@ -26,6 +26,8 @@ pub(crate) struct Front {
     pub(crate) upgrade: Option<HeaderValue>,
     /// The caller waits for a 100 before it sends the body.
     pub(crate) expect: Option<Expect>,
+    /// It may go no further than to this proxy.
+    pub(crate) ends_here: bool,
 }
 
 /// Checks a request and takes off it what concerns its connection only. Afterwards its path is normalised,
@@ -40,6 +42,13 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
             format!("{} headers, where {} are allowed", parts.headers.len(), limits.max_headers),
         ));
     }
+    // HTTP/1.1's server has looked already.
+    if parts.version == Version::HTTP_2 && size_of(&parts.headers) > limits.max_header_bytes as usize {
+        return Err(Error::new(
+            ErrorKind::HeadersTooLarge,
+            format!("{} bytes of headers, where {} are allowed", size_of(&parts.headers), limits.max_header_bytes),
+        ));
+    }
     if parts.method == Method::CONNECT && !super::upgrade::is_extended_connect(parts) {
         return Err(Error::new(ErrorKind::UpgradeRefused, "CONNECT is for the HTTP proxy port, and only there"));
     }
@@ -48,6 +57,12 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
     }
     let authority = authority_of(parts)?;
     normalize_path(parts)?;
+    // HTTP/1.0 knows neither; what it says of them is not heard (RFC 9110, sections 7.8 and 10.1.1).
+    let upgrade = super::upgrade::wanted(parts)?;
+    let is_held = parts.version == Version::HTTP_11 && Expect::is_asked(&parts.headers);
+    if parts.version == Version::HTTP_10 {
+        parts.headers.remove(EXPECT);
+    }
     if parts.version < Version::HTTP_2 {
         parts.headers.insert(HOST, authority.clone());
         // What is forwarded is 1.1, whatever the caller speaks: HTTP/1.0 has no chunks.
@@ -58,10 +73,49 @@ pub(crate) fn receive(parts: &mut Parts, limits: &Limits) -> Result<Front, Error
         name_authority(parts, &authority)?;
         parts.headers.remove(HOST);
     }
-    let upgrade = super::upgrade::wanted(parts)?;
     headers::strip_hop_by_hop(&mut parts.headers);
-    let expect = (parts.version == Version::HTTP_11 && Expect::is_asked(&parts.headers)).then(Expect::default);
-    Ok(Front { authority, upgrade, expect })
+    // It is of this connection only, and of the next again (RFC 9110, section 10.1.4).
+    if parts.version < Version::HTTP_2 && upgrade.is_none() && parts.headers.contains_key(TE) {
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    let ends_here = ends_here(parts)?;
+    Ok(Front { authority, upgrade, expect: is_held.then(Expect::default), ends_here })
+}
+
+/// Bytes of headers, as HTTP/2 counts them (RFC 9113, section 6.5.2).
+fn size_of(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}
+
+/// Counts down `Max-Forwards` where it means something; whether this proxy is as far as the request may go (RFC 9110,
+/// section 7.6.2).
+fn ends_here(parts: &mut Parts) -> Result<bool, Error> {
+    if !matches!(parts.method, Method::OPTIONS | Method::TRACE) {
+        return Ok(false);
+    }
+    let Some(value) = parts.headers.get(MAX_FORWARDS) else { return Ok(false) };
+    let left: Option<u64> = value.to_str().ok().and_then(|value| value.parse().ok());
+    let left = left.ok_or_else(|| Error::new(ErrorKind::BadRequest, "a Max-Forwards that is no number"))?;
+    let Some(rest) = left.checked_sub(1) else { return Ok(true) };
+    parts.headers.insert(MAX_FORWARDS, HeaderValue::from(rest));
+    Ok(false)
+}
+
+/// The answer to a request that may go no further: that there is a proxy. TRACE would show what other proxies have
+/// set.
+pub(crate) fn answer_here(method: &Method) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    if method == Method::TRACE {
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("OPTIONS"));
+    }
+    response
+}
+
+/// Whether a request of HTTP/1 is the last of its connection, as it says (RFC 9112, section 9.6).
+pub(super) fn is_last<B>(request: &Request<B>) -> bool {
+    let closes = |value: &HeaderValue| headers::lists(value, "close");
+    request.version() == Version::HTTP_10 || request.headers().get_all(CONNECTION).iter().any(closes)
 }
 
 /// Whom a request is meant for: exactly one authority, told once or told alike.
@@ -167,8 +221,6 @@ pub(crate) fn is_grpc(parts: &Parts) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
-
     use super::*;
 
     fn parts(method: &str, uri: &str, version: Version, headers: &[(&'static str, &'static str)]) -> Parts {
@@ -208,6 +260,25 @@ mod tests {
         receive(&mut old, &Limits::default()).unwrap();
         assert_eq!(old.version, Version::HTTP_11);
 
+        for (headers, version, expect, upgrade) in [
+            (&[("host", "a"), ("expect", "100-continue")][..], Version::HTTP_10, false, false),
+            (&[("host", "a"), ("expect", "100-continue")], Version::HTTP_11, true, false),
+            (&[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")], Version::HTTP_10, false, false),
+            (&[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")], Version::HTTP_11, false, true),
+        ] {
+            let mut parts = parts("GET", "/", version, headers);
+            let front = receive(&mut parts, &Limits::default()).unwrap();
+            assert_eq!((front.expect.is_some(), front.upgrade.is_some()), (expect, upgrade), "{version:?} {headers:?}");
+            assert_eq!(parts.headers.contains_key(EXPECT), expect);
+        }
+        let te = [("host", "a"), ("te", "trailers"), ("connection", "te")];
+        for (version, listed) in [(Version::HTTP_11, Some("te")), (Version::HTTP_2, None)] {
+            let mut parts = parts("GET", "http://a/", version, &te);
+            receive(&mut parts, &Limits::default()).unwrap();
+            assert_eq!(parts.headers[TE], "trailers");
+            assert_eq!(parts.headers.get(CONNECTION).map(|value| value.to_str().unwrap()), listed);
+        }
+
         let mut two = parts("GET", "http://orders.shop/%7e", Version::HTTP_2, &[("host", "ORDERS.shop")]);
         let front = receive(&mut two, &Limits::default()).unwrap();
         assert_eq!(
@@ -240,6 +311,25 @@ mod tests {
         }
         assert_eq!(refused(parts("CONNECT", "a:80", v11, &[("host", "a:80")])), ErrorKind::UpgradeRefused);
         assert_eq!(refused(parts("GET", "/", v11, &[("x", "y"); 101])), ErrorKind::HeadersTooLarge);
+        let long: &'static str = "y".repeat(64 << 10).leak();
+        assert_eq!(refused(parts("GET", "http://a/", Version::HTTP_2, &[("x", long)])), ErrorKind::HeadersTooLarge);
+    }
+
+    #[test]
+    fn max_forwards_are_counted_where_they_mean_something() {
+        for (method, value, rest, ends) in [
+            ("OPTIONS", "3", "2", false),
+            ("TRACE", "1", "0", false),
+            ("TRACE", "0", "0", true),
+            ("GET", "0", "0", false),
+            ("GET", "x", "x", false),
+        ] {
+            let mut parts = parts(method, "/", Version::HTTP_11, &[("host", "a"), ("max-forwards", value)]);
+            let front = receive(&mut parts, &Limits::default()).unwrap();
+            assert_eq!((front.ends_here, parts.headers[MAX_FORWARDS].to_str().unwrap()), (ends, rest), "{method}");
+        }
+        let odd = parts("TRACE", "/", Version::HTTP_11, &[("host", "a"), ("max-forwards", "-1")]);
+        assert_eq!(refused(odd), ErrorKind::BadRequest);
     }
 
     #[test]

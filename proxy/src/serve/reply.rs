@@ -13,6 +13,8 @@ use crate::{
 
 /// Answers with an error, and puts that on record.
 pub(crate) fn error(error: Error, grpc: bool, exchange: &Rc<Exchange>) -> Response<Body> {
+    // A body that did not come is why all else failed.
+    let error = exchange.read(|outcome| outcome.error.clone()).flatten().unwrap_or(error);
     let response = error.reply(grpc).map(Body::from);
     exchange.note(|outcome| {
         outcome.grpc_status = grpc.then(|| u32::from(error.kind.row().grpc_status));

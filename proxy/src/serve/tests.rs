@@ -189,3 +189,64 @@ fn both_lengths_and_http_1_0_chunks_are_no_way_to_smuggle() {
         }
     });
 }
+
+/// Says something, ends, and gives what is answered, and after how long.
+async fn half_closed(mut client: DuplexStream, request: &str) -> (String, Duration) {
+    let began = Instant::now();
+    client.write_all(request.as_bytes()).await.unwrap();
+    client.shutdown().await.unwrap();
+    (all(client).await, began.elapsed())
+}
+
+#[test]
+fn a_caller_that_ends_after_its_request_may_wait_for_the_answer() {
+    paused(async {
+        for (request, waits) in [
+            ("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", true),
+            ("GET / HTTP/1.0\r\n\r\n", true),
+            // It could have said more: it is gone, if it does not come at once.
+            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n", false),
+        ] {
+            let served = serve();
+            let (answer, took) = half_closed(served.client, request).await;
+            assert_eq!(answer.contains(" 200 OK\r\n"), waits, "{request:?}: {answer}");
+            assert!(waits || took <= Duration::from_millis(250), "{took:?}");
+            assert!(served.ended.await.unwrap().is_none());
+        }
+    });
+}
+
+#[test]
+fn a_caller_that_has_ended_is_waited_for_only_so_long() {
+    paused(async {
+        for (delay, request, expected) in [
+            (100, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", 100),
+            (1_000_000, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", 250),
+            (1_000_000, "GET / HTTP/1.0\r\n\r\n", 600_000),
+        ] {
+            let (client, server) = duplex(64 << 10);
+            let (_stages, life) = lifecycle::channel();
+            let ended = spawn_local(async move {
+                let handle = |_| async move {
+                    sleep(Duration::from_millis(delay)).await;
+                    Response::new(Body::empty())
+                };
+                http1(server.into(), &Limits::default(), Ending::outbound(&life), handle).await
+            });
+            let (answer, took) = half_closed(client, request).await;
+            assert_eq!(took.as_millis(), expected);
+            assert_eq!(answer.contains(" 200 OK\r\n"), u128::from(delay) == expected, "{answer}");
+            assert!(ended.await.unwrap().is_none());
+        }
+    });
+}
+
+#[test]
+fn what_a_connection_may_keep_is_bounded() {
+    for streams in [1, 10, 100, 200, 1000, 100_000] {
+        assert!((1..=25 << 20).contains(&super::windows::connection(streams)));
+        let sent = super::windows::send_buffer(streams);
+        assert!((16 << 10..=64 << 10).contains(&sent) && (streams > 512 || sent * streams as usize <= 12 << 20));
+    }
+}

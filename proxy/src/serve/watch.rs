@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until};
 
-use super::flow::{Flow, Overdue};
+use super::flow::{Flow, HalfClosed, Overdue};
 use crate::{
     config::Limits,
     lifecycle::{Lifecycle, Stage},
@@ -71,9 +71,15 @@ pub(super) enum Cut {
     Idle,
     /// A response was given up whose receiver takes nothing of it.
     Overdue,
+    /// The caller has ended, and nothing more came that it could have waited for.
+    Gone,
     /// hyper gave up.
     Broken(hyper::Error),
 }
+
+/// Whose connection ends after a request is gone, mostly; but it may have said all that it had to say, and an answer
+/// that comes at once still reaches it.
+const HALF_CLOSED: Duration = Duration::from_millis(250);
 
 /// What can be done to a connection.
 pub(super) trait Connection: Future<Output = hyper::Result<()>> {
@@ -97,6 +103,8 @@ struct State {
     activity: Activity,
     /// The response of HTTP/1.1, which has one at a time.
     flow: Rc<Flow>,
+    /// How long a caller that has ended is taken to wait for more of the answer.
+    half_closed: Cell<Duration>,
 }
 
 /// A request under way; the connection is not idle until it is dropped.
@@ -143,6 +151,7 @@ impl Watch {
                 idle_since: Cell::new(Instant::now()),
                 activity,
                 flow: Rc::default(),
+                half_closed: Cell::new(HALF_CLOSED),
             }),
             multiplexed,
             header_timeout: limits.header_timeout,
@@ -158,6 +167,20 @@ impl Watch {
         Busy { state: self.state.clone(), flow }
     }
 
+    /// A request of HTTP/1.1 has begun, which is `whole`, or the `last` of its connection by what the caller says.
+    /// A caller that ends afterwards may wait for the answer: for long, if there was nothing more to come of it.
+    pub(super) fn may_be_half_closed(&self, whole: bool, last: bool) {
+        if whole {
+            self.state.activity.note_whole();
+        }
+        self.state.half_closed.set(if last { self.idle_timeout } else { HALF_CLOSED });
+    }
+
+    /// Told of the end of a request's body.
+    pub(super) fn reading(&self) -> Activity {
+        self.state.activity.clone()
+    }
+
     /// Runs a connection to its end.
     pub(super) async fn over(&self, mut connection: Pin<&mut impl Connection>, ending: Ending<'_>) -> Option<Cut> {
         let mut end = pin!(ending.come(self.multiplexed));
@@ -165,6 +188,7 @@ impl Watch {
         let mut timer = None;
         let mut phase = Phase::Busy;
         let mut overdue = Overdue::new(self.idle_timeout);
+        let mut half_closed = HalfClosed::default();
         poll_fn(|cx| {
             if !has_ended && end.as_mut().poll(cx).is_ready() {
                 has_ended = true;
@@ -175,8 +199,22 @@ impl Watch {
                     return Poll::Ready(result.err().map(Cut::Broken));
                 }
                 phase = self.phase(phase);
+                if self.state.activity.is_half_closed() && matches!(phase, Phase::Idle | Phase::Head(_)) {
+                    // It has had its last answer, once that is written.
+                    phase = Phase::Leaving(Instant::now());
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
                 let Some(until) = self.until(phase) else {
-                    return overdue.poll(&self.state.flow, cx).map(|()| Some(Cut::Overdue));
+                    if overdue.poll(&self.state.flow, cx).is_ready() {
+                        return Poll::Ready(Some(Cut::Overdue));
+                    }
+                    if !self.state.activity.is_half_closed() {
+                        return Poll::Pending;
+                    }
+                    return half_closed
+                        .poll(&self.state.flow, self.state.half_closed.get(), cx)
+                        .map(|()| Some(Cut::Gone));
                 };
                 if poll_until(&mut timer, until, cx).is_pending() {
                     return Poll::Pending;
@@ -242,7 +280,7 @@ enum Phase {
 
 /// Waits on one timer for points of time that mostly only move away: then it is not touched before it
 /// fires.
-pub(super) fn poll_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+pub(crate) fn poll_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
     loop {
         if until <= Instant::now() {
             return Poll::Ready(());

@@ -10,3 +10,4 @@ mod reasons;
 mod refusals;
 mod retries;
 mod smuggling;
+mod uploads;

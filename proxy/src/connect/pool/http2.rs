@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// With so many streams on a connection the next one gets another, though the other end took more.
-const MAX_STREAMS: usize = 100;
+pub(crate) const MAX_STREAMS: usize = 100;
 /// Pings to peer proxies on connections with streams open ...
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// ... which a peer that is there answers in this time.

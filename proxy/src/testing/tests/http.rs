@@ -191,7 +191,9 @@ fn forged_and_hop_by_hop_headers_do_not_pass() {
             request.headers_mut().append(name, HeaderValue::from_static(value));
         }
         let answer = send1(caller.address(), request).await;
-        for gone in ["connection", "x-mine", "keep-alive", "proxy-connection", "heddle-client-id"] {
+        // Of each connection anew, as `te` is (RFC 9110, section 10.1.4).
+        assert_eq!(answer.got("connection"), Some("te"));
+        for gone in ["x-mine", "keep-alive", "proxy-connection", "heddle-client-id"] {
             assert_eq!(answer.got(gone), None, "{gone}: {answer:?}");
         }
         assert_eq!(answer.got("te"), Some("trailers"));

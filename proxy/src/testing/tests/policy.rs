@@ -1,5 +1,7 @@
 //! Who gets in.
 
+use std::{cell::Cell, rc::Rc};
+
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
@@ -7,7 +9,7 @@ use http_body_util::{BodyExt, Empty, StreamBody};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::spawn_local,
     time::{Duration, Instant, sleep},
 };
@@ -22,7 +24,7 @@ use crate::{
     testing::{
         Called, Proxy, Served, TestMesh, allow_all, app,
         client::{Answer, connect1, connect2, get, get2, send1, send2},
-        meshed, only, run, serving, spiffe_id,
+        meshed, only, run, serving, spiffe_id, until,
     },
 };
 
@@ -372,5 +374,48 @@ fn only_what_the_workload_serves_can_be_asked_for() {
         let mut socket = TcpStream::connect(opaque.address()).await.unwrap();
         assert!(socket.read_u8().await.is_err());
         assert_eq!(opaque.connection().await.error.unwrap().kind, ErrorKind::NotServed);
+    });
+}
+
+#[test]
+fn a_request_is_judged_again_at_the_port_that_it_was_let_in_at() {
+    run(async {
+        let (begun, release) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
+        let app = || {
+            let (begun, release) = (begun.clone(), release.clone());
+            app::http(move |_| {
+                let (begun, release) = (begun.clone(), release.clone());
+                async move {
+                    begun.update(|begun| begun + 1);
+                    release.notified().await;
+                    Response::new(app::text("done"))
+                }
+            })
+        };
+        let apps = [(80, app().await), (81, app().await)];
+        let serving = |strict: Option<u16>| {
+            let served = apps.map(|(port, app)| Served {
+                permissive: strict != Some(port),
+                ..Served::new(port, Protocol::Http, app)
+            });
+            serving("orders", served.into(), allow_all())
+        };
+        for (at, strict, expected) in [(1, 80, " 200 OK"), (2, 81, " 403 Forbidden")] {
+            let callee = TestMesh::new().proxy("orders", serving(None), &[Role::Inbound]);
+            let mut socket = TcpStream::connect(callee.address()).await.unwrap();
+            // What the target says counts, whatever Host does.
+            let request = "GET http://orders.shop:81/ HTTP/1.1\r\nhost: orders.shop:80\r\nconnection: close\r\n\r\n";
+            socket.write_all(request.as_bytes()).await.unwrap();
+            until("the app has it", || begun.get() == at).await;
+            callee.believe(serving(Some(strict)));
+            // By now it has been judged again.
+            let mut other = get("/");
+            other.headers_mut().insert("host", format!("orders.shop:{strict}").parse().unwrap());
+            assert_eq!(send1(callee.address(), other).await.error(), "plaintext-refused");
+            release.notify_waiters();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.lines().next().unwrap().ends_with(expected), "{strict}: {answer}");
+        }
     });
 }

@@ -41,6 +41,18 @@ fn an_instance_that_is_not_ready_is_none() {
 }
 
 #[test]
+fn headers_that_are_too_large_are_told_so_in_http_2_too() {
+    run(async {
+        let caller = TestMesh::new().caller(calling_one(|_| {}));
+        for kilobytes in [65, 200] {
+            let request = Request::get("http://orders.shop/").header("x", "y".repeat(kilobytes << 10));
+            let answer = send2(caller.address(), request.body(Empty::<Bytes>::new()).unwrap()).await;
+            assert_eq!((answer.status.as_u16(), answer.error()), (431, "headers-too-large"), "{kilobytes}");
+        }
+    });
+}
+
+#[test]
 fn a_certificate_that_the_server_does_not_accept_is_told_only_later() {
     run(async {
         let mesh = TestMesh::new();

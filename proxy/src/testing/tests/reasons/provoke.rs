@@ -108,6 +108,14 @@ pub(super) async fn provoke(kind: ErrorKind) -> Provoked {
             let caller = mesh.proxy_with("web", calling(vec![orders(&[])]), &[upstream()], limits);
             Provoked::new(caller, &[Way::Raw("GET / HTTP/1.1\r\nhost: orders.shop\r\nx: ")])
         }
+        ErrorKind::BodyTimeout => {
+            let limits = Limits { body_timeout: Duration::from_millis(200), ..Limits::default() };
+            let serving = serving("orders", vec![Served::new(80, Protocol::Detect, app::echo().await)], allow_all());
+            let callee = mesh.proxy_with("orders", serving, &[Role::Inbound], limits);
+            let caller = mesh.caller(vec![orders(&callee.addresses)]);
+            let raw = "POST / HTTP/1.1\r\nhost: orders.shop\r\ncontent-length: 3\r\n\r\nab";
+            Provoked::new(callee, &[Way::Raw(raw)]).through(caller)
+        }
         ErrorKind::EgressDenied => {
             let mut snapshot = calling(Vec::new());
             Arc::make_mut(snapshot.mesh.as_mut().unwrap()).egress_allow = false;
