@@ -216,6 +216,12 @@ mod tests {
             &hello,
         ] {
             let last = classify(whole).unwrap();
+            // However few come at a time.
+            for step in [1, 2, 7, 1000] {
+                let mut scan = Scan::default();
+                let said = (step..whole.len()).step_by(step).find_map(|n| scan.classify(&whole[..n]));
+                assert_eq!(said.or_else(|| scan.classify(whole)), Some(last.clone()), "{step} at a time of {whole:?}");
+            }
             for n in (0..whole.len()).filter(|n| *n < 1000 || whole.len() - n < 1000) {
                 assert!(classify(&whole[..n]).is_none_or(|said| said == last), "{n} bytes of {whole:?}");
             }
