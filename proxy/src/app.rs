@@ -29,6 +29,7 @@ use self::{
     control::{Control, Shared},
 };
 use crate::{
+    cluster::totals::Totals,
     config::{Config, file},
     control_plane::causes,
     discovery::Discovery,
@@ -230,6 +231,7 @@ fn start_workers(
         instance: format!("{}.{}", shared.workload, shared.namespace).into(),
         own_listeners: shared.addresses.all().into(),
         learned: shared.learned.clone(),
+        totals: Totals::default(),
     };
     Ok(worker::start(shared.config.workers.get(), &common, &shared.telemetry, traffic)?)
 }

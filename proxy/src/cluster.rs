@@ -10,6 +10,7 @@ pub mod outlier;
 mod outside;
 pub mod retry;
 pub(crate) mod stack;
+pub mod totals;
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,6 +28,7 @@ use self::{
     budget::Budget,
     limit::Limit,
     outside::Outside,
+    totals::{Total, Totals},
 };
 use crate::{
     config,
@@ -46,6 +48,7 @@ pub(crate) struct Clusters {
     discovery: Discovery,
     identity: Identity,
     limits: config::Limits,
+    totals: Totals,
     outside: Outside,
 }
 
@@ -62,6 +65,8 @@ pub(crate) struct Cluster {
     used: Cell<Instant>,
     identity: Identity,
     limits: config::Limits,
+    /// Kept as long as this is.
+    _total: Arc<Total>,
 }
 
 /// What discovery last said.
@@ -75,6 +80,7 @@ impl Clusters {
         discovery: &Discovery,
         identity: &Identity,
         limits: config::Limits,
+        totals: &Totals,
         own_listeners: Arc<[SocketAddr]>,
     ) -> Self {
         Self {
@@ -82,7 +88,8 @@ impl Clusters {
             discovery: discovery.clone(),
             identity: identity.clone(),
             limits,
-            outside: Outside::new(discovery, identity, limits, own_listeners),
+            totals: totals.clone(),
+            outside: Outside::new(discovery, identity, limits, totals, own_listeners),
         }
     }
 
@@ -98,7 +105,7 @@ impl Clusters {
             cluster.follow(service, endpoints, now);
             return cluster.clone();
         }
-        let cluster = Rc::new(Cluster::new(name, service, endpoints, &self.identity, self.limits, now));
+        let cluster = Rc::new(Cluster::new(name, service, endpoints, &self.identity, self.limits, &self.totals));
         self.all.borrow_mut().insert(name.clone(), cluster.clone());
         cluster
     }
@@ -118,18 +125,20 @@ impl Cluster {
         endpoints: Arc<Endpoints>,
         identity: &Identity,
         limits: config::Limits,
-        now: Instant,
+        totals: &Totals,
     ) -> Self {
+        let now = Instant::now();
+        let total = totals.of(name, now);
         let policy = service.policy.clone();
         let mut rng = SmallRng::from_os_rng();
         let mut balancer = Balancer::new(policy.balancing, policy.outlier, rng.random());
         balancer.update(&endpoints, name.port, now);
-        let limit = Limit::new(policy.limits);
+        let limit = Limit::of(policy.limits, total.used.clone());
         Self {
             name: name.clone(),
             believed: RefCell::new(Believed { service, endpoints }),
             balancer: RefCell::new(balancer),
-            budget: Budget::new(policy.retry.budget_percent, policy.retry.budget_min_per_second, now),
+            budget: Budget::of(policy.retry.budget_percent, policy.retry.budget_min_per_second, total.account.clone()),
             slots: Slots::new(limit.clone()),
             limit,
             pools: RefCell::default(),
@@ -137,6 +146,7 @@ impl Cluster {
             used: Cell::new(now),
             identity: identity.clone(),
             limits,
+            _total: total,
         }
     }
 
@@ -174,6 +184,7 @@ impl Cluster {
         let idle = self.policy().idle_timeout;
         let pools = self.pools.borrow();
         pools.values().for_each(|pool| pool.sweep(idle));
+        self.slots.make_room_for_others();
         self.limit.in_use() != [0; 3] || pools.values().any(|pool| pool.len() > 0)
     }
 

@@ -354,7 +354,7 @@ pub struct RetryPolicy {
     pub methods: Vec<Method>,
 }
 
-/// How much at once, for one cluster in this proxy.
+/// How much at once, for one cluster in this proxy, with all its workers; but each of them may have one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections.

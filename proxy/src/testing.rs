@@ -306,6 +306,7 @@ impl TestMesh {
             instance: format!("{account}-1.shop").into(),
             own_listeners: Arc::default(),
             learned: crate::learned::Learned::default(),
+            totals: crate::cluster::totals::Totals::default(),
         };
         self.again(common, roles)
     }

@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use crate::{
-    cluster::Clusters,
+    cluster::{Clusters, totals::Totals},
     config::Limits,
     connect::{Pool, Target},
     discovery::Discovery,
@@ -75,6 +75,8 @@ pub struct Common {
     pub own_listeners: Arc<[SocketAddr]>,
     /// What destinations were found to speak.
     pub learned: Learned,
+    /// What all workers have in use of each cluster.
+    pub totals: Totals,
 }
 
 /// One worker, as its connections see it.
@@ -206,7 +208,13 @@ impl Worker {
     pub(crate) fn new(common: Common, sink: Sink) -> Self {
         Self {
             sink,
-            clusters: Clusters::new(&common.discovery, &common.identity, common.limits, common.own_listeners.clone()),
+            clusters: Clusters::new(
+                &common.discovery,
+                &common.identity,
+                common.limits,
+                &common.totals,
+                common.own_listeners.clone(),
+            ),
             rng: RefCell::new(SmallRng::from_os_rng()),
             learned: common.learned.shard(),
             inbound: inbound::Connections::default(),

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::lookup::Lookups;
-use super::{Cluster, Clusters};
+use super::{Cluster, Clusters, totals::Totals};
 use crate::{
     config::{self, DialName},
     discovery::Discovery,
@@ -88,6 +88,7 @@ struct Asker {
     discovery: Discovery,
     identity: Identity,
     limits: config::Limits,
+    totals: Totals,
     /// Not to be called as somebody else's.
     own_listeners: Arc<[SocketAddr]>,
 }
@@ -105,10 +106,11 @@ impl Outside {
         discovery: &Discovery,
         identity: &Identity,
         limits: config::Limits,
+        totals: &Totals,
         own_listeners: Arc<[SocketAddr]>,
     ) -> Self {
-        let (discovery, identity) = (discovery.clone(), identity.clone());
-        let asker = Asker { lookups: Lookups::default(), discovery, identity, limits, own_listeners };
+        let (discovery, identity, totals) = (discovery.clone(), identity.clone(), totals.clone());
+        let asker = Asker { lookups: Lookups::default(), discovery, identity, limits, totals, own_listeners };
         Self { names: RefCell::default(), asker: Rc::new(asker) }
     }
 
@@ -213,7 +215,7 @@ impl Known {
                             cluster.follow(cluster.service(), Arc::new(endpoints(&self.name, &addresses)), now);
                         }
                     }
-                    None => state.cluster = Some(Rc::new(asker.cluster(&self.name, &addresses, now))),
+                    None => state.cluster = Some(Rc::new(asker.cluster(&self.name, &addresses))),
                 }
             }
             Err(error) => {
@@ -261,11 +263,11 @@ impl Asker {
         Ok(())
     }
 
-    fn cluster(&self, name: &DialName, addresses: &[SocketAddr], now: Instant) -> Cluster {
+    fn cluster(&self, name: &DialName, addresses: &[SocketAddr]) -> Cluster {
         let cluster = ClusterName { service: outside_name(name), port: name.port };
         let service = Arc::new(outside_service(&cluster));
         let endpoints = Arc::new(endpoints(name, addresses));
-        Cluster::new(&cluster, service, endpoints, &self.identity, self.limits, now)
+        Cluster::new(&cluster, service, endpoints, &self.identity, self.limits, &self.totals)
     }
 }
 

@@ -338,6 +338,45 @@ fn connections_are_limited_and_waited_for() {
 }
 
 #[test]
+fn workers_wait_for_connections_of_one_another() {
+    run(async {
+        let app = app::echo().await;
+        let identity = Identity::new(SystemClock::shared());
+        let used = Arc::<crate::cluster::limit::Used>::default();
+        let limits = Limits { max_connections: 2, max_requests: 100, max_pending: 10 };
+        let worker = || {
+            let limit = Limit::of(limits, used.clone());
+            let slots = Slots::new(limit.clone());
+            let pool = Pool::new(Target::plain(app), &identity);
+            slots.register(&pool);
+            (pool, limit, Dial { slots: Some(slots), ..dial() })
+        };
+        let ((one, limit, dial), (two, other_limit, other_dial)) = (worker(), worker());
+        let (first, _) = send(&one, Carried::Http1, &dial).await.unwrap();
+        let (second, _) = send(&two, Carried::Http1, &other_dial).await.unwrap();
+        let waiting = spawn_local({
+            let (pool, dial) = (one.clone(), dial.clone());
+            async move { send(&pool, Carried::Http1, &dial).await.map(|(response, made)| (response.status(), made)) }
+        });
+        until("one waits", || limit.in_use()[2] == 1).await;
+        // What the other no longer uses is its own still, until it looks whether somebody else would.
+        finish(second).await;
+        assert_eq!(other_limit.in_use(), [1, 0, 0]);
+        let other_slots = other_dial.slots.as_ref().unwrap();
+        other_slots.make_room_for_others();
+        let (status, made) = waiting.await.unwrap().unwrap();
+        assert_eq!((status.as_u16(), made), (200, true));
+        until("it is given back", || other_limit.in_use() == [0; 3]).await;
+        drop(first);
+        // Where nobody waits, nothing is given up.
+        let (third, _) = send(&two, Carried::Http1, &other_dial).await.unwrap();
+        finish(third).await;
+        other_slots.make_room_for_others();
+        assert_eq!(two.len(), 1);
+    });
+}
+
+#[test]
 fn names_of_ports_are_read_as_they_are_written() {
     let written = server_name(&cluster("orders")).unwrap();
     assert_eq!(written.to_str(), "p80.orders.shop.heddle");

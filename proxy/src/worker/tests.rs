@@ -41,6 +41,7 @@ fn connections_go_to_the_worker_that_has_the_fewest_and_stay_there() {
             instance: "web-1.shop".into(),
             own_listeners: Arc::new([address]),
             learned: crate::learned::Learned::default(),
+            totals: crate::cluster::totals::Totals::default(),
         };
         let role = Role::Upstream(Arc::new("orders.shop:80".parse::<DialName>().unwrap()));
         start(3, &common, &telemetry, vec![(role, socket)]).unwrap();

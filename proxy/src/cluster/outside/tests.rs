@@ -64,7 +64,7 @@ fn outside(dns: &Arc<Dns>) -> (Outside, Discovery) {
     let discovery = Discovery::fixed(calling(Vec::new()), "shop");
     let identity = TestMesh::new().identity("web");
     let own = Arc::new(["127.0.0.1:15001".parse().unwrap()]);
-    let mut outside = Outside::new(&discovery, &identity, config::Limits::default(), own);
+    let mut outside = Outside::new(&discovery, &identity, config::Limits::default(), &Totals::default(), own);
     let dns = dns.clone();
     let asker = Rc::get_mut(&mut outside.asker).unwrap();
     asker.lookups.resolve = Arc::new(move |_, _| dns.answer());

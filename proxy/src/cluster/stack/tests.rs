@@ -84,7 +84,8 @@ async fn a_cluster(endpoints: u16, change: impl FnOnce(&mut TrafficPolicy)) -> R
     let snapshot = calling(vec![Called::new("orders", Protocol::Http, &addresses).policy(change)]);
     let discovery = Discovery::fixed(snapshot, "shop");
     let identity = TestMesh::new().identity("web");
-    let clusters = crate::cluster::Clusters::new(&discovery, &identity, Limits::default(), Arc::new([]));
+    let clusters =
+        crate::cluster::Clusters::new(&discovery, &identity, Limits::default(), &Default::default(), Arc::new([]));
     clusters.find(&name("orders")).await.unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::Notify;
 
 use super::Pool;
 use crate::cluster::limit::{Limit, Permit};
@@ -20,7 +20,7 @@ pub(crate) struct Slots {
 
 /// A place for one connection, given back when dropped.
 pub(crate) struct Slot {
-    _permit: Permit,
+    permit: Option<Permit>,
     slots: Rc<Slots>,
 }
 
@@ -38,7 +38,7 @@ impl Slots {
 
     /// A place, if there is one.
     pub(super) fn take(self: &Rc<Self>) -> Option<Slot> {
-        Some(Slot { _permit: self.limit.connection()?, slots: self.clone() })
+        Some(Slot { permit: Some(self.limit.connection()?), slots: self.clone() })
     }
 
     /// A place, if need be that of the connection of any endpoint that has been unused for the longest time.
@@ -70,9 +70,24 @@ impl Slots {
         self.take()
     }
 
-    /// Until a connection ends or is unused.
-    pub(super) fn freed(&self) -> Notified<'_> {
-        self.freed.notified()
+    /// Until a connection ends or is unused; to be called before looking whether there is one.
+    pub(super) fn freed(&self) -> impl Future<Output = ()> {
+        let waiting = self.limit.wait();
+        let (here, anywhere) = (self.freed.notified(), self.limit.freed());
+        async move {
+            let _waiting = waiting;
+            tokio::select! {
+                () = here => {}
+                () = anywhere => {}
+            }
+        }
+    }
+
+    /// Ends a connection that is unused, if other workers wait for one to end.
+    pub(crate) fn make_room_for_others(self: &Rc<Self>) {
+        if self.limit.others_wait() {
+            drop(self.make_room(None));
+        }
     }
 
     /// A connection is unused: for the next request, or to make room.
@@ -89,6 +104,8 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        // First: who is woken looks at once.
+        self.permit = None;
         self.slots.freed.notify_one();
     }
 }

@@ -227,6 +227,25 @@ async fn endless() -> std::net::SocketAddr {
 }
 
 #[test]
+fn limits_are_those_of_all_workers_of_a_proxy() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Detect, one_piece().await);
+        let called = Called::new("orders", Protocol::Detect, &callee.addresses)
+            .policy(|policy| policy.limits.max_requests = 1)
+            .retries(|retry| retry.max_retries = 0);
+        let one = mesh.caller(vec![called]);
+        let role = Role::Upstream("orders.shop:80".parse::<crate::config::DialName>().unwrap().into());
+        let other = mesh.again(one.worker.common.clone(), &[role]);
+        let under_way = connect1(one.address()).await.send_request(get("/1")).await.unwrap();
+        assert_eq!(send1(other.address(), get("/2")).await.error(), "overloaded");
+        drop(under_way);
+        one.request().await;
+        assert_eq!(connect1(other.address()).await.send_request(get("/3")).await.unwrap().status(), 200);
+    });
+}
+
+#[test]
 fn a_response_that_nobody_takes_ends_when_policy_no_longer_allows_it() {
     run(async {
         let mesh = TestMesh::new();
