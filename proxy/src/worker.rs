@@ -1,7 +1,7 @@
 //! Threads that carry traffic.
 //!
-//! Each has a runtime of its own and shares nothing that is written on the way of a request: pools,
-//! balancers, breakers and counters are its own. A connection is given to the worker with the fewest,
+//! Each has a runtime of its own and shares nothing that is written on the way of a request but the sums that
+//! policy limits ([`crate::cluster::totals`]): pools, balancers, breakers and counters are its own. A connection is given to the worker with the fewest,
 //! before its first byte is read, and stays there.
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Shutting down.
 
+use std::{cell::Cell, rc::Rc};
+
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Empty;
@@ -67,9 +69,14 @@ fn refusing_says_so_and_idle_connections_end() {
 fn closing_finishes_what_has_begun() {
     run(async {
         let mesh = TestMesh::new();
-        let app = app::http(|_| async {
-            sleep(Duration::from_millis(300)).await;
-            Response::new(text("done"))
+        let asked = Rc::new(Cell::new(0));
+        let count = asked.clone();
+        let app = app::http(move |_| {
+            count.update(|asked| asked + 1);
+            async {
+                sleep(Duration::from_millis(300)).await;
+                Response::new(text("done"))
+            }
         })
         .await;
         let callee = mesh.sidecar("orders", Protocol::Http, app);
@@ -81,8 +88,7 @@ fn closing_finishes_what_has_begun() {
             Answer::read(response).await
         });
         let second = spawn_local(async move { send2(address, get2("/")).await });
-        until("both to be under way", || caller.stages.connections() == 2 && callee.stages.connections() == 2).await;
-        sleep(Duration::from_millis(50)).await;
+        until("both to be with the app", || asked.get() == 2).await;
         for proxy in [&callee, &caller] {
             proxy.stages.advance(Stage::Closing);
         }
