@@ -195,7 +195,8 @@ pub fn via_contains(headers: &HeaderMap, instance: &str) -> bool {
         .any(|hop| hop.split_ascii_whitespace().nth(1) == Some(instance))
 }
 
-/// Appends `Via: <version> <instance>`.
+/// Appends `Via: <version> <instance>`. That is for the caller's proxy. The callee's, which is one with its app, leaves
+/// `Via` alone: an app that hands the header on with its own calls would have them taken for loops.
 pub fn append_via(headers: &mut HeaderMap, version: Version, instance: &str) {
     let version = match version {
         Version::HTTP_10 => "1.0",

@@ -114,8 +114,8 @@ pub(crate) fn answer_here(method: &Method) -> Response<Body> {
 
 /// Whether a request of HTTP/1 is the last of its connection, as it says (RFC 9112, section 9.6).
 pub(super) fn is_last<B>(request: &Request<B>) -> bool {
-    let closes = |value: &HeaderValue| headers::lists(value, "close");
-    request.version() == Version::HTTP_10 || request.headers().get_all(CONNECTION).iter().any(closes)
+    let says = |what| request.headers().get_all(CONNECTION).iter().any(|value| headers::lists(value, what));
+    if request.version() == Version::HTTP_10 { !says("keep-alive") } else { says("close") }
 }
 
 /// Whom a request is meant for: exactly one authority, told once or told alike.

@@ -206,6 +206,7 @@ fn a_caller_that_ends_after_its_request_may_wait_for_the_answer() {
             ("GET / HTTP/1.0\r\n\r\n", true),
             // It could have said more: it is gone, if it does not come at once.
             ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n", false),
             ("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n", false),
         ] {
             let served = serve();
