@@ -9,6 +9,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        // Its body is shared by all who are sent it.
+        .extern_path(".google.protobuf.Any", "crate::proto::Any")
+        .compile_fds(descriptors)?;
     Ok(())
 }

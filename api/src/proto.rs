@@ -5,6 +5,15 @@
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 
+/// `google.protobuf.Any`, with a value that can be shared: cloning it copies nothing.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct Any {
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: prost::bytes::Bytes,
+}
+
 /// The delta aggregated discovery service (wire-compatible with `envoy.service.discovery.v3`).
 pub mod ads {
     tonic::include_proto!("envoy.service.discovery.v3");

@@ -1,5 +1,6 @@
 //! The control plane as a whole: settings -> store -> registry -> discovery -> listeners.
 
+mod calls;
 mod tasks;
 
 use std::{
@@ -32,7 +33,7 @@ use crate::{
     discovery::{Discovery, Hub},
     follow::{self, Findings},
     identity::IdentityService,
-    listener::{self, BindError, Http, Listener},
+    listener::{self, BindError, Deadlines, Http, Listener, Room},
     mesh::Mesh,
     metrics::Metrics,
     registration::Registrations,
@@ -43,8 +44,12 @@ use crate::{
 
 const STORE: &str = "store.redb";
 const ADDRESSES: &str = "addresses.json";
-const MAX_API_CONNECTIONS: usize = 2_000;
-const MAX_MESH_CONNECTIONS: usize = 50_000;
+/// API clients show tokens, not certificates.
+const API_ROOM: Room = Room { connections: 2_000, unverified: 2_000, staying: 2_000, per_source: 256 };
+/// A fifth is for proxies that have a certificate. A node whose proxies all join at once is one source.
+const MESH_ROOM: Room = Room { connections: 50_000, unverified: 40_000, staying: 30_000, per_source: 1_024 };
+/// A proxy without certificate asks for one, and goes.
+const MESH_DEADLINES: Deadlines = Deadlines { first_request: Duration::from_secs(10), idle: Duration::from_secs(30) };
 /// How long everything that began before a shutdown may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -179,7 +184,8 @@ impl App {
             .add_service(registrations.service())
             .add_service(Discovery::service(hub.clone(), clock, watch.clone()))
             .prepare()
-            .into_axum_router();
+            .into_axum_router()
+            .layer(axum::middleware::from_fn(calls::limit));
         let api_tokens = ApiTokens::new(store);
         bootstrap(&api_tokens, &config, &addresses, &signer).await?;
         let api_router = api::router(ApiState {
@@ -288,7 +294,8 @@ impl Sockets {
             socket: self.api,
             tls: move || for_api.api(),
             http: Http::One,
-            max_connections: MAX_API_CONNECTIONS,
+            room: API_ROOM,
+            deadlines: None,
             metrics: metrics.clone(),
         };
         let mesh_listener = Listener {
@@ -296,7 +303,8 @@ impl Sockets {
             socket: self.mesh,
             tls: move || for_mesh.mesh(),
             http: Http::Two,
-            max_connections: MAX_MESH_CONNECTIONS,
+            room: MESH_ROOM,
+            deadlines: Some(MESH_DEADLINES),
             metrics: metrics.clone(),
         };
         drain.spawn(api_listener.serve(api, drain.clone()));

@@ -1,6 +1,19 @@
 //! A TLS listener: accepts, shakes hands, serves HTTP, all within limits.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+mod admission;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
 use heddle_certs::verify;
@@ -11,12 +24,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::Notify,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::ServiceExt;
 
+pub use self::admission::Room;
+use self::admission::{Admission, Place};
 use crate::{metrics::Metrics, peer::Peer};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +41,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests on one connection at once.
 const MAX_STREAMS: u32 = 32;
+/// Bytes of a request that are taken in before anybody has asked for them. A message of discovery is small.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// The same of all requests of a connection: one that stalls leaves room for others.
+const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 /// How long connections may go on once draining began.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -36,6 +55,15 @@ pub enum Http {
     One,
     /// HTTP/2.
     Two,
+}
+
+/// How long a connection without certificate may stay without asking for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Until the first request.
+    pub first_request: Duration,
+    /// After a request.
+    pub idle: Duration,
 }
 
 /// A listener that could not be bound.
@@ -63,7 +91,9 @@ pub struct Listener<C> {
     /// What is spoken.
     pub http: Http,
     /// Connections at once; further ones are closed at once.
-    pub max_connections: usize,
+    pub room: Room,
+    /// What holds for connections without certificate; `None`: no more than HTTP asks for.
+    pub deadlines: Option<Deadlines>,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -74,7 +104,7 @@ where
 {
     /// Serves until drained; then lets connections finish, for [`CLOSE_TIMEOUT`] at most.
     pub async fn serve(self, router: Router, drain: drain::Watch) {
-        let room = Arc::new(Semaphore::new(self.max_connections));
+        let admission = Arc::new(Admission::new(self.room));
         let (connections, watch) = drain::channel();
         let _guard = drain.guard();
         loop {
@@ -82,21 +112,24 @@ where
                 accepted = accept(&self.socket) => accepted,
                 () = drain.drained() => break,
             };
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-                self.metrics.connections_refused.with_label_values(&[self.name, "limit"]).inc();
-                continue;
+            let place = match admission.enter(address.ip()) {
+                Ok(place) => place,
+                Err(full) => {
+                    self.metrics.connections_refused.with_label_values(&[self.name, full.label()]).inc();
+                    continue;
+                }
             };
             let connection = Connection {
                 name: self.name,
                 acceptor: TlsAcceptor::from((self.tls)()),
                 http: self.http,
+                deadlines: self.deadlines,
                 address,
                 metrics: self.metrics.clone(),
             };
             let (router, closing) = (router.clone(), watch.clone());
             watch.spawn(async move {
-                Box::pin(connection.run(stream, router, closing)).await;
-                drop(permit);
+                Box::pin(connection.run(stream, place, router, closing)).await;
             });
         }
         drop(self.socket);
@@ -108,12 +141,13 @@ struct Connection {
     name: &'static str,
     acceptor: TlsAcceptor,
     http: Http,
+    deadlines: Option<Deadlines>,
     address: SocketAddr,
     metrics: Metrics,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, router: Router, drain: drain::Watch) {
+    async fn run(self, stream: TcpStream, mut place: Place, router: Router, drain: drain::Watch) {
         let stream = match self.handshake(stream).await {
             Ok(stream) => stream,
             Err(error) => {
@@ -129,9 +163,24 @@ impl Connection {
                 return;
             }
         };
+        let verified = peer.certificate.is_some();
+        if let Err(full) = place.shook_hands(verified) {
+            self.metrics.connections_refused.with_label_values(&[self.name, full.label()]).inc();
+            return;
+        }
         let open = self.metrics.connections.with_label_values(&[self.name]);
         open.inc();
-        serve(stream, peer, self.http, router, drain).await;
+        let asking = Arc::new(Asking::default());
+        let served = serve(stream, peer, self.http, router, Arc::clone(&asking), drain);
+        match self.deadlines.filter(|_| !verified) {
+            None => served.await,
+            Some(deadlines) => tokio::select! {
+                () = served => {}
+                () = asking.idles(deadlines) => {
+                    tracing::debug!(listener = self.name, peer = %self.address, "no certificate and no request");
+                }
+            },
+        }
         open.dec();
     }
 
@@ -146,10 +195,62 @@ impl Connection {
     }
 }
 
-async fn serve(stream: TlsStream<TcpStream>, peer: Peer, http: Http, router: Router, drain: drain::Watch) {
+/// The requests of a connection that are under way.
+#[derive(Debug, Default)]
+struct Asking {
+    now: AtomicUsize,
+    changed: Notify,
+}
+
+/// A request under way.
+struct Asked(Arc<Asking>);
+
+impl Asked {
+    fn new(asking: &Arc<Asking>) -> Self {
+        asking.now.fetch_add(1, Ordering::Relaxed);
+        asking.changed.notify_one();
+        Self(Arc::clone(asking))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Asking {
+    /// Returns when nothing was asked for too long.
+    async fn idles(&self, deadlines: Deadlines) {
+        let mut left = deadlines.first_request;
+        loop {
+            if self.now.load(Ordering::Relaxed) > 0 {
+                self.changed.notified().await;
+            } else if timeout(left, self.changed.notified()).await.is_err() {
+                return;
+            }
+            left = deadlines.idle;
+        }
+    }
+}
+
+async fn serve(
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    http: Http,
+    router: Router,
+    asking: Arc<Asking>,
+    drain: drain::Watch,
+) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        router.clone().oneshot(request)
+        let (asked, router) = (Asked::new(&asking), router.clone());
+        async move {
+            let answer = router.oneshot(request).await;
+            drop(asked);
+            answer
+        }
     });
     let stream = TokioIo::new(stream);
     // How a connection ends is the peer's business; what was wrong with a request, it was told.
@@ -174,6 +275,8 @@ async fn serve(stream: TlsStream<TcpStream>, peer: Peer, http: Http, router: Rou
                     .timer(TokioTimer::new())
                     .max_concurrent_streams(MAX_STREAMS)
                     .max_header_list_size(MAX_HEADER_BYTES)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
                     .keep_alive_interval(KEEP_ALIVE)
                     .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
                     .serve_connection(stream, service)

@@ -44,7 +44,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Registrations that are removed in one transaction.
 const EXPIRED_AT_ONCE: usize = 500;
 /// Longest wait of a Deregister.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Registered workloads. Cheap to clone; clones share all.
 #[derive(Clone, Debug)]

@@ -61,7 +61,7 @@ struct Inner {
     by_proxy: HashMap<(SpiffeId, String), StreamId>,
     by_identity: HashMap<SpiffeId, Share>,
     /// Who waits for the endpoints of a service to be settled.
-    settling: HashMap<Arc<str>, Vec<(u64, Arc<Notify>)>>,
+    settling: HashMap<Arc<str>, settling::Waiters>,
     last_id: StreamId,
     last_waiting: u64,
 }
@@ -273,7 +273,7 @@ impl Handle {
         let handled = stream.session.handle(catalog, kind, request, room);
         share.names = others + stream.session.names();
         if kind == ResourceKind::Endpoints {
-            inner.settle(&handled.settled);
+            inner.settle(self.id, &handled.settled);
         }
         drop(inner);
         let metrics = &self.hub.0.metrics;
@@ -312,7 +312,7 @@ impl Handle {
         if let Next::Response(ResourceKind::Endpoints, response) = &next {
             // What is gone is settled as soon as it is said: nobody answers it by name.
             let removed: Vec<_> = response.removed_resources.iter().map(|name| name.as_str().into()).collect();
-            inner.settle(&removed);
+            inner.settle(self.id, &removed);
         }
         Some(next)
     }
@@ -336,7 +336,7 @@ impl Drop for Handle {
             }
             let held: Vec<_> = stream.session.held(ResourceKind::Endpoints).cloned().collect();
             stream.session.close(catalog);
-            inner.settle(&held);
+            inner.settle(self.id, &held);
         }
         self.hub.0.metrics.connected_proxies.set(inner.streams.len() as i64);
     }

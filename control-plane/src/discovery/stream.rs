@@ -24,6 +24,13 @@ const NAMES_PER_TOKEN: f64 = 16.0;
 /// Messages a second that a proxy may send for long, and at once. Above that it is read more slowly.
 const MESSAGES: Rate = Rate { burst: 500.0, per_second: 200.0 };
 
+/// Changes that are told at once, and how often it is looked for further ones: those of a burst gather for
+/// 25 ms.
+const CHANGES: Rate = Rate { burst: 4.0, per_second: 40.0 };
+
+/// Responses that are not answered, from which on further ones may be waiting for the answers.
+const BACKLOG: usize = 8;
+
 /// Talks until the proxy leaves, is replaced, or the control plane drains. Returns the status to end
 /// the stream with, if any.
 pub(super) async fn run(
@@ -89,25 +96,50 @@ async fn talk(
     let expiry = Instant::now() + left.min(Duration::from_secs(365 * 86_400));
     let mut pace = Bucket::new(MESSAGES, Instant::now());
     let mut may_have_more = true;
+    let mut changes = Bucket::new(CHANGES, Instant::now());
+    let mut gathering_until = None;
+    // What was asked for is answered at once, however much it is.
+    let (mut is_asked, mut unanswered) = (true, 0_usize);
     loop {
         tokio::select! {
             message = inbound.message(), if pace.ready_at(Instant::now()) <= Instant::now() => {
                 let Some(message) = message? else { return Ok(()) };
                 pace.take(Instant::now());
-                pace.charge(names(&message) as f64 / NAMES_PER_TOKEN, Instant::now());
+                let names = names(&message);
+                pace.charge(names as f64 / NAMES_PER_TOKEN, Instant::now());
+                // What is not told for want of answers was due before.
+                let was_held_back = unanswered >= BACKLOG;
+                unanswered = unanswered.saturating_sub(usize::from(!message.response_nonce.is_empty()));
                 handle.handle(message).await?;
-                may_have_more = true;
+                if names > 0 || was_held_back {
+                    (may_have_more, is_asked, gathering_until) = (true, true, None);
+                } else if !may_have_more && gathering_until.is_none() {
+                    gathering_until = Some(changes.ready_at(Instant::now()));
+                }
             }
             () = sleep_until(pace.ready_at(Instant::now())), if pace.ready_at(Instant::now()) > Instant::now() => {}
             // Looked up only when it can be sent: a slow reader gets the latest.
             permit = outbound.reserve(), if may_have_more => {
                 let Ok(permit) = permit else { return Ok(()) };
                 match handle.next().await {
-                    Some(response) => permit.send(Ok(response)),
-                    None => may_have_more = false,
+                    Some(response) => {
+                        unanswered += 1;
+                        if !is_asked {
+                            changes.take(Instant::now());
+                            (may_have_more, gathering_until) = (false, Some(changes.ready_at(Instant::now())));
+                        }
+                        permit.send(Ok(response));
+                    }
+                    None => (may_have_more, is_asked) = (false, false),
                 }
             }
-            () = handle.wake.notified(), if !may_have_more => may_have_more = true,
+            () = handle.wake.notified(), if !may_have_more && gathering_until.is_none() => {
+                gathering_until = Some(changes.ready_at(Instant::now()));
+            }
+            // A lone change goes at once. Those of a burst go together: each may be large.
+            () = sleep_until(gathering_until.unwrap_or(expiry)), if gathering_until.is_some() => {
+                (may_have_more, gathering_until) = (true, None);
+            }
             () = handle.replaced.cancelled() => {
                 return Err(Status::aborted("a newer stream of this proxy has taken over"));
             }

@@ -435,6 +435,16 @@ fn a_rejection_is_of_the_resources_that_it_names() {
 }
 
 #[test]
+fn all_who_are_sent_a_resource_share_its_bytes() {
+    let mut world = World::new(SHOP);
+    world.subscribe(Service, ["shop/orders"]);
+    let first = world.next().unwrap().1.resources[0].resource.clone().unwrap().value;
+    world.subscribe(Service, ["shop/orders"]);
+    let again = world.next().unwrap().1.resources[0].resource.clone().unwrap().value;
+    assert_eq!(first.as_ptr(), again.as_ptr());
+}
+
+#[test]
 fn a_slow_reader_gets_the_latest_and_no_queue() {
     let mut world = World::new(SHOP);
     world.subscribe(Service, ["shop/orders"]);

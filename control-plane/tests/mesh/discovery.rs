@@ -11,7 +11,7 @@ use heddle_api::{
 use prost::Message;
 use tonic::Code;
 
-use crate::world::{Ads, ORDERS, PAYMENTS, World, eventually};
+use crate::world::{Ads, ORDERS, PAYMENTS, World, eventually, objects};
 
 fn names(response: &heddle_api::proto::ads::DeltaDiscoveryResponse) -> Vec<&str> {
     response.resources.iter().map(|resource| resource.name.as_str()).collect()
@@ -254,4 +254,37 @@ async fn a_shutdown_ends_streams_at_once_and_says_so() {
     let (status, ()) = tokio::join!(ads.end(), world.app.shutdown());
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn changes_of_a_burst_arrive_together_and_the_last_one_in_time() {
+    let world = World::start().await;
+    world.apply(ORDERS).await;
+    let svid = world.join("orders").await;
+    let mut ads = world.discover(&svid, "orders-1").await;
+    ads.subscribe(SERVICE, &["shop/orders"]).await;
+    ads.acknowledged().await;
+    let hub = world.app.hub().clone();
+    let changes = tokio::spawn(async move {
+        for port in 1..=300 {
+            let object = objects(&ORDERS.replace("80", &port.to_string())).next().unwrap();
+            hub.change(0, |mesh| mesh.put(object));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::Instant::now()
+    });
+    let (started, mut messages) = (tokio::time::Instant::now(), 0);
+    loop {
+        let response = ads.acknowledged().await;
+        messages += 1;
+        let service = discovery::Service::decode(&*response.resources[0].resource.as_ref().unwrap().value).unwrap();
+        if service.ports[0].port == 300 {
+            break;
+        }
+    }
+    // Four at once, then forty a second.
+    let most = 4.0 + started.elapsed().as_secs_f64() * 40.0 + 2.0;
+    assert!(f64::from(messages) <= most, "{messages} messages in {:?}", started.elapsed());
+    let late = tokio::time::Instant::now().saturating_duration_since(changes.await.unwrap());
+    assert!(late < Duration::from_millis(100), "{late:?}");
 }

@@ -261,7 +261,7 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn objects(yaml: &str) -> impl Iterator<Item = AnyObject> {
+pub fn objects(yaml: &str) -> impl Iterator<Item = AnyObject> {
     serde_yaml_ng::Deserializer::from_str(yaml).map(|document| {
         let mut value = serde_json::Value::deserialize(document).unwrap();
         value["apiVersion"] = "heddle.dev/v1".into();

@@ -161,6 +161,40 @@ async fn who_waits_for_endpoints_is_woken_by_their_answers() {
 }
 
 #[tokio::test]
+async fn who_waits_for_endpoints_is_kept_waiting_by_nobody_else() {
+    let hub = hub();
+    let mut handles = Vec::new();
+    for index in 0..3 {
+        let handle = hub.open(proxy("web", &format!("shop/web-{index}"))).unwrap();
+        subscribe(&handle, ResourceKind::Endpoints, "shop/orders").await;
+        acknowledge(&handle).await;
+        handles.push(handle);
+    }
+    let services = [Name::new("shop", "orders")];
+    let soon = || Instant::now() + std::time::Duration::from_millis(50);
+    assert!(hub.endpoints_settled(&services, soon()).await, "all have answered");
+    let register = |hub: &Hub, port: u16| {
+        let workload = crate::mesh::tests::registered("o", "orders", &format!("10.0.0.1:{port}"), &["shop/orders"]);
+        hub.change(0, |mesh| mesh.register(workload));
+    };
+    register(&hub, 1);
+    assert!(!hub.endpoints_settled(&services, soon()).await, "nobody has answered");
+    let settled = tokio::spawn({
+        let (hub, services) = (hub.clone(), services.clone());
+        async move { hub.endpoints_settled(&services, Instant::now() + std::time::Duration::from_secs(60)).await }
+    });
+    while hub.lock().settling.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    for handle in &handles {
+        acknowledge(handle).await;
+        // Who came later, or is told of something newer, is not waited for again.
+        register(&hub, 2);
+    }
+    assert!(settled.await.unwrap());
+}
+
+#[tokio::test]
 async fn a_type_of_a_later_release_costs_nobody_the_stream() {
     let hub = hub();
     let handle = hub.open(proxy("web", "shop/web-1")).unwrap();

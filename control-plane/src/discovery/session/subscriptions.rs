@@ -7,9 +7,11 @@ use std::{
 
 use heddle_api::{
     limits::MAX_RESOURCE,
-    proto::ads::{Resource, Status},
+    proto::{
+        Any,
+        ads::{Resource, Status},
+    },
 };
-use prost_types::Any;
 
 use super::{
     super::catalog::{Catalog, StreamId, Viewer, is_alias},
@@ -92,7 +94,7 @@ impl Outgoing {
     pub(super) fn into_resource(self, kind: ResourceKind) -> Resource {
         Resource {
             version: self.compiled.version.to_string(),
-            resource: Some(Any { type_url: kind.type_url().to_owned(), value: self.compiled.body.to_vec() }),
+            resource: Some(Any { type_url: kind.type_url().to_owned(), value: self.compiled.body }),
             name: self.name.to_string(),
             aliases: self.aliases,
         }

@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
 use heddle_api::proto::{
+    Any,
     ads::{
         Resource,
         aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
@@ -8,7 +9,6 @@ use heddle_api::proto::{
     discovery as proto, type_url,
 };
 use prost::Message;
-use prost_types::Any;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout_at};
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, transport::Endpoint};
@@ -107,7 +107,7 @@ impl Session {
 fn resource(type_url: &str, name: &str, version: &str, aliases: &[&str], message: &impl Message) -> Resource {
     Resource {
         version: version.to_owned(),
-        resource: Some(Any { type_url: type_url.to_owned(), value: message.encode_to_vec() }),
+        resource: Some(Any { type_url: type_url.to_owned(), value: message.encode_to_vec().into() }),
         name: name.to_owned(),
         aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
     }
@@ -314,7 +314,7 @@ async fn what_cannot_be_used_is_named_and_the_last_good_one_stays() {
     let mut fake = Fake::start().await;
     let (proxy, mut session) = with_payments(&mut fake).await;
     let mut bad = payments("v2", &[]);
-    bad.resource = Some(Any { type_url: type_url::SERVICE.to_owned(), value: vec![0xff; 9] });
+    bad.resource = Some(Any { type_url: type_url::SERVICE.to_owned(), value: vec![0xff; 9].into() });
     session.send(type_url::SERVICE, "n3", vec![bad], &[]).await;
     let answer = session.request(type_url::SERVICE).await;
     assert_eq!(answer.response_nonce, "n3");

@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use heddle_api::{
     limits::MAX_RESOURCE,
-    proto::{ads, discovery as proto, type_url},
+    proto::{Any, ads, discovery as proto, type_url},
 };
 use prost::Message;
-use prost_types::Any;
 use tokio::time::Instant;
 
 use super::MISSING_AFTER;
@@ -257,7 +257,9 @@ impl<T> Kind<T> {
                 Ok(value) => {
                     self.rejected.remove(&name);
                     self.settle(&name, Answer::Held);
+                    // A copy: what arrived is a part of its whole message, which would stay as long.
                     let sent = body.filter(|_| self.keep_sent);
+                    let sent = sent.map(|body| Any { value: Bytes::copy_from_slice(&body.value), ..body });
                     self.held.insert(name.clone(), Held { version, value: Arc::new(value), sent });
                     response.updated.push((name, aliases));
                 }
@@ -295,7 +297,7 @@ impl<T> Kind<T> {
         if body.value.len() > MAX_RESOURCE {
             return Err(format!("has {} bytes, more than {MAX_RESOURCE}", body.value.len()));
         }
-        let message = M::decode(body.value.as_slice()).map_err(|error| format!("cannot be read: {error}"))?;
+        let message = M::decode(&*body.value).map_err(|error| format!("cannot be read: {error}"))?;
         compile(&sent.name, &sent.version, message)
     }
 }
@@ -327,6 +329,6 @@ fn status(rejections: &[&proto::Rejection]) -> ads::Status {
         rejections.iter().map(|rejection| format!("{}: {}", rejection.name, rejection.reason)).collect();
     let packed = rejections
         .iter()
-        .map(|rejection| Any { type_url: type_url::REJECTION.to_owned(), value: rejection.encode_to_vec() });
+        .map(|rejection| Any { type_url: type_url::REJECTION.to_owned(), value: rejection.encode_to_vec().into() });
     ads::Status { code: INVALID_ARGUMENT, message: lines.join("\n"), details: packed.collect() }
 }

@@ -1,6 +1,5 @@
-use heddle_api::proto::discovery as proto;
+use heddle_api::proto::{Any, discovery as proto};
 use prost::Message;
-use prost_types::Any;
 
 use super::*;
 
@@ -82,7 +81,7 @@ fn mesh(egress_allow: bool) -> (String, Any) {
 }
 
 fn packed(type_url: &str, message: &impl Message) -> Any {
-    Any { type_url: type_url.to_owned(), value: message.encode_to_vec() }
+    Any { type_url: type_url.to_owned(), value: message.encode_to_vec().into() }
 }
 
 /// Resources with the aliases of each.
@@ -236,7 +235,7 @@ async fn a_bad_resource_is_refused_by_name_and_the_rest_is_taken() {
     let answer = table.apply(sent, now);
     let detail = answer.error_detail.unwrap();
     assert_eq!(detail.message, "shop/payments: ports[0].port: 70000 is no port");
-    let rejection = proto::Rejection::decode(detail.details[0].value.as_slice()).unwrap();
+    let rejection = proto::Rejection::decode(&*detail.details[0].value).unwrap();
     assert_eq!((rejection.name.as_str(), rejection.version.as_str()), ("shop/payments", "2"));
     assert_eq!(answer.response_nonce, "n");
     // The last good one stays, and the other came in.
@@ -256,7 +255,7 @@ async fn a_first_resource_that_is_bad_says_so_to_who_dialled() {
     let mut table = table();
     let now = Instant::now();
     table.dial("payments.shop:80", false, now).unwrap();
-    let garbage = Any { type_url: type_url::SERVICE.to_owned(), value: vec![0xff; 40] };
+    let garbage = Any { type_url: type_url::SERVICE.to_owned(), value: vec![0xff; 40].into() };
     let sent =
         response(type_url::SERVICE, "1", vec![(("shop/payments".to_owned(), garbage), &["payments.shop:80"])], &[]);
     assert!(!is_ack(&table.apply(sent, now)));
@@ -513,7 +512,9 @@ async fn nothing_that_is_sent_makes_it_panic() {
         body.type_url = url.to_owned();
         for _ in 0..rng.random_range(0..6) {
             let at = rng.random_range(0..body.value.len());
-            body.value[at] = rng.random();
+            let mut damaged = body.value.to_vec();
+            damaged[at] = rng.random();
+            body.value = damaged.into();
         }
         let name = ["shop/payments", "shop/orders", "mesh", "heddle.local", ""][rng.random_range(0..5)];
         let resource = ((name.to_owned(), body), &["payments.shop:80", ""][..rng.random_range(0..2)]);
