@@ -16,6 +16,10 @@ use crate::resource::{
 /// Where schemas lie in the document that holds them.
 pub const DEFINITIONS: &str = "/components/schemas";
 
+/// Service account: DNS labels, separated by dots; at most [`SERVICE_ACCOUNT_LENGTH`] characters.
+pub const SERVICE_ACCOUNT: &str = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
+/// Most characters of a service account.
+pub const SERVICE_ACCOUNT_LENGTH: u32 = 253;
 /// DNS label, RFC 1123.
 pub const DNS_LABEL: &str = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$";
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use self::faults::{Faults, Path};
 pub use self::{
-    common::{Suggest, is_dns_label, is_hostname},
+    common::{Suggest, is_dns_label, is_hostname, label},
     http::check_path,
     structure::{Shape, form_fault},
 };

@@ -124,13 +124,13 @@ pub(crate) fn qualified(session: &Session, typed: &str, namespace: &Namespace) -
     split_name(typed, namespace.namespace.as_deref(), session.default_namespace())
 }
 
-/// `NAME[.NS]`, with the namespace that is typed beside it or else the default.
+/// `NAME[.NS]`, of which the name may have dots as well: then the namespace has to be there. With the namespace that is typed beside it or else the default.
 pub(crate) fn split_name(typed: &str, namespace: Option<&str>, default: &str) -> Result<(String, String), Error> {
-    let (name, own) = match typed.split_once('.') {
+    let (name, own) = match typed.rsplit_once('.') {
         Some((name, own)) => (name, Some(own)),
         None => (typed, None),
     };
-    if name.is_empty() || own.is_some_and(|own| own.is_empty() || own.contains('.')) {
+    if name.split('.').any(str::is_empty) || own.is_some_and(str::is_empty) {
         return Err(Error::Usage(format!("{typed:?} is not NAME or NAME.NAMESPACE")));
     }
     if let (Some(own), Some(namespace)) = (own, namespace)
@@ -193,8 +193,8 @@ mod tests {
         assert_eq!(split("orders.shop", None).unwrap(), "orders shop");
         assert_eq!(split("orders", Some("shop")).unwrap(), "orders shop");
         assert_eq!(split("orders.shop", Some("shop")).unwrap(), "orders shop");
-        for (typed, namespace) in [("orders.shop", Some("x")), ("a.b.c", None), ("", None), (".b", None), ("a.", None)]
-        {
+        assert_eq!(split("ci.bot.shop", None).unwrap(), "ci.bot shop");
+        for (typed, namespace) in [("orders.shop", Some("x")), ("a..c", None), ("", None), (".b", None), ("a.", None)] {
             assert_eq!(split(typed, namespace).unwrap_err().exit_code(), 2, "{typed}");
         }
     }

@@ -1,8 +1,8 @@
 //! The registration service: a workload's proxy makes it an endpoint of services, for as long as it
 //! renews its lease.
 //!
-//! What is registered is kept in the store, so that a restart removes nobody; that it is alive and
-//! ready is kept in memory, so that a renewal writes nothing.
+//! What is registered is kept in the store, so that a restart removes nobody, and makes nobody ready who is not;
+//! that it is alive is kept in memory, so that a renewal writes nothing.
 
 mod check;
 mod leases;
@@ -77,7 +77,7 @@ impl Registrations {
     /// A registration as the mesh sees it. One that was not heard of yet gets a full lease.
     pub fn admit(&self, registration: &Registration) -> Option<Arc<Registered>> {
         let mut leases = self.leases();
-        leases.grant_unheard(&registration.name, true, Instant::now());
+        leases.grant_unheard(&registration.name, registration.ready, Instant::now());
         self.0.metrics.leases.set(leases.count() as i64);
         registered(registration, leases.is_ready(&registration.name)).map(Arc::new)
     }
@@ -151,8 +151,9 @@ impl Registrations {
         let name = registration.name.clone();
         let view = self.0.registry.view();
         let known = view.registration(&name);
-        let unchanged =
-            known.is_some_and(|known| Registration { revision: known.revision, ..registration.clone() } == **known);
+        let unchanged = known.is_some_and(|known| {
+            Registration { revision: known.revision, ready: known.ready, ..registration.clone() } == **known
+        });
         let renewed = if unchanged { self.leases().renew(&name, ready, Instant::now()) } else { None };
         let changed = match renewed {
             Some(changed) => changed,
@@ -161,8 +162,23 @@ impl Registrations {
         if changed {
             self.publish(&name);
         }
+        if renewed.is_some() && known.is_some_and(|known| known.ready != ready) {
+            self.keep_ready(&name).await;
+        }
         let lease = self.leases().length();
         Ok(RegisterResponse { lease_seconds: u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1) })
+    }
+
+    /// Writes down whether a workload takes traffic, for the next start. If that cannot be done now, its next
+    /// renewal tries again: it has said so, and that counts.
+    async fn keep_ready(&self, name: &Name) {
+        let _turn = self.0.turns.of(name).await;
+        let (view, ready) = (self.0.registry.view(), self.is_ready(name));
+        let Some(known) = view.registration(name).filter(|known| known.ready != ready) else { return };
+        let changed = Registration { ready, ..(**known).clone() };
+        if let Err(error) = self.0.registry.register(&changed, Some(known)).await {
+            tracing::warn!(workload = %name, %error, "whether a workload is ready cannot be written");
+        }
     }
 
     /// Writes a new or changed registration, and begins its lease. Says whether readiness changed.

@@ -176,7 +176,7 @@ pub(super) fn metadata(object: &AnyObject, path: &Path<'_>, faults: &mut Faults)
         faults.add(&labels, format!("has {} entries; at most {MAX_LABELS} are wanted", metadata.labels.len()));
     }
     for (key, value) in &metadata.labels {
-        faults.check(&labels.field(key), label_key(key).and_then(|()| label_value(value)));
+        faults.check(&labels.field(key), label(key, value));
     }
     let annotations = path.field("annotations");
     for key in metadata.annotations.keys() {
@@ -186,6 +186,11 @@ pub(super) fn metadata(object: &AnyObject, path: &Path<'_>, faults: &mut Faults)
     if size > MAX_ANNOTATIONS {
         faults.add(&annotations, format!("has {size} bytes; at most {MAX_ANNOTATIONS} are wanted"));
     }
+}
+
+/// Whether a label is one that an object may have; if not, why.
+pub fn label(key: &str, value: &str) -> Result<(), String> {
+    label_key(key).and_then(|()| label_value(value))
 }
 
 /// `[<DNS name>/]<name>`, as in Kubernetes.

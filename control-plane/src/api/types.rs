@@ -2,7 +2,7 @@
 
 use heddle_api::{
     resource::{Duration, ObjectKind},
-    schema::{DNS_LABEL, Definitions, reference},
+    schema::{DNS_LABEL, Definitions, SERVICE_ACCOUNT, SERVICE_ACCOUNT_LENGTH, reference},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -163,7 +163,7 @@ pub(super) struct JoinTokenRequest {
     #[schemars(regex(pattern = DNS_LABEL))]
     pub(super) namespace: String,
     /// Service account of the identity.
-    #[schemars(regex(pattern = DNS_LABEL))]
+    #[schemars(regex(pattern = SERVICE_ACCOUNT), length(max = SERVICE_ACCOUNT_LENGTH))]
     pub(super) service_account: String,
     /// How long it can be used; default 1h, at most a year.
     #[serde(default)]

@@ -5,7 +5,11 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use heddle_api::{proto::registration::RegisterRequest, resource::Name};
+use heddle_api::{
+    proto::registration::RegisterRequest,
+    resource::Name,
+    validate::{is_dns_label, label},
+};
 use heddle_certs::SpiffeId;
 use tonic::Status;
 
@@ -55,8 +59,10 @@ impl Registrations {
             return Err(Status::invalid_argument(format!("more than {MAX_LABELS} labels")));
         }
         for (key, value) in &request.labels {
-            text("a label's key", key)?;
-            text("a label's value", value)?;
+            label(key, value).map_err(|why| {
+                let shown: String = key.chars().take(100).collect();
+                Status::invalid_argument(format!("label {shown:?}: {}", why.chars().take(300).collect::<String>()))
+            })?;
         }
         Ok(Registration {
             services: self.services(identity, &request)?,
@@ -68,6 +74,7 @@ impl Registrations {
             labels: request.labels.into_iter().collect(),
             zone: request.zone,
             version: request.version,
+            ready: request.ready,
         })
     }
 
@@ -131,16 +138,13 @@ fn app_ports(request: &RegisterRequest) -> Result<BTreeMap<String, BTreeMap<u16,
 
 /// A workload's name in the namespace of its identity: a DNS label.
 pub(super) fn workload_name(namespace: &str, workload: &str) -> Result<Name, Status> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
-    let fits = (1..=MAX_TEXT).contains(&workload.len())
-        && workload.bytes().all(plain)
-        && workload.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && workload.ends_with(|last: char| last.is_ascii_alphanumeric());
-    if fits {
+    if is_dns_label(workload) {
         return Ok(Name::new(namespace, workload));
     }
     let shown: String = workload.chars().take(100).collect();
-    Err(Status::invalid_argument(format!("workload {shown:?}: write lower-case letters, digits, `-` and `.`")))
+    Err(Status::invalid_argument(format!(
+        "workload {shown:?}: write a DNS label: 1 to 63 of a-z, 0-9 and -, without - at either end"
+    )))
 }
 
 /// Where peers reach the workload: the source of the call, or what was declared for it.
@@ -185,10 +189,10 @@ mod tests {
 
     #[test]
     fn a_workloads_name_is_plain() {
-        for good in ["orders-1", "a", "orders.7f", "0"] {
+        for good in ["orders-1", "a", "0"] {
             assert_eq!(workload_name("shop", good).unwrap(), Name::new("shop", good));
         }
-        for bad in ["", "a/b", "-a", "a-", "A", "ä", "../x", &"a".repeat(254)] {
+        for bad in ["", "a/b", "-a", "a-", "A", "ä", "../x", "orders.7f", &"a".repeat(64)] {
             assert!(workload_name("shop", bad).is_err(), "{bad}");
         }
     }

@@ -207,7 +207,7 @@ async fn who_listens_at_an_address_supersedes_who_did() {
 }
 
 #[tokio::test]
-async fn renewals_write_nothing_and_tell_readiness() {
+async fn renewals_tell_readiness_and_write_it_when_it_changes() {
     let world = World::new().await;
     world.register("orders", request("w", &["shop/orders"])).await.unwrap();
     let revision = world.registry.store().revision();
@@ -216,13 +216,13 @@ async fn renewals_write_nothing_and_tell_readiness() {
         world.register("orders", renewal).await.unwrap();
         assert_eq!(world.endpoints("shop/orders"), [("w".to_owned(), ready)]);
     }
-    assert_eq!(world.registry.store().revision(), revision);
+    assert_eq!(world.registry.store().revision(), revision + 2, "two changes");
     // Something else that concerns the endpoint does not make it ready again.
     world.register("orders", RegisterRequest { ready: false, ..request("w", &["shop/orders"]) }).await.unwrap();
     let changed = RegisterRequest { ready: false, zone: "z".to_owned(), ..request("w", &["shop/orders"]) };
     world.register("orders", changed).await.unwrap();
     assert_eq!(world.endpoints("shop/orders"), [("w".to_owned(), false)]);
-    assert_eq!(world.registry.store().revision(), revision + 1);
+    assert_eq!(world.registry.store().revision(), revision + 4);
 }
 
 #[tokio::test]
@@ -384,4 +384,45 @@ async fn leases_that_end_together_go_in_one_transaction() {
     assert_eq!(world.endpoints("shop/orders"), []);
     assert_eq!(world.registry.store().revision(), revision + 1);
     assert_eq!(world.registrations.0.metrics.leases_expired.get(), 50);
+}
+
+#[tokio::test]
+async fn a_restart_makes_nobody_ready_who_is_not() {
+    let world = World::new().await;
+    let says = |ready| RegisterRequest { ready, ..request("w", &["shop/orders"]) };
+    let is = |ready| vec![("w".to_owned(), ready)];
+    world.register("orders", says(false)).await.unwrap();
+    let world = world.restart().await;
+    assert_eq!(world.endpoints("shop/orders"), is(false));
+    // It says so by a renewal, which changes nothing else.
+    world.register("orders", says(true)).await.unwrap();
+    assert_eq!(world.endpoints("shop/orders"), is(true));
+    let world = world.restart().await;
+    assert_eq!(world.endpoints("shop/orders"), is(true));
+    world.register("orders", says(false)).await.unwrap();
+    let written = world.registry.view().revision();
+    world.register("orders", says(false)).await.unwrap();
+    assert_eq!(world.registry.view().revision(), written, "a renewal writes nothing");
+    assert_eq!(world.restart().await.endpoints("shop/orders"), is(false));
+}
+
+#[tokio::test]
+async fn labels_and_names_are_such_as_the_api_takes() {
+    let world = World::new().await;
+    let labelled = |key: &str, value: &str| RegisterRequest {
+        labels: [(key.to_owned(), value.to_owned())].into(),
+        ..request("w", &["shop/orders"])
+    };
+    for (key, value) in [("version", "v1.2"), ("example.com/team", ""), ("a", "B_c")] {
+        world.register("orders", labelled(key, value)).await.unwrap();
+    }
+    for (key, value) in
+        [("", "x"), ("a b", "x"), ("heddle.dev/registered", "false"), ("a", "-x"), ("a", "x y"), ("a", &"x".repeat(64))]
+    {
+        let refused = world.register("orders", labelled(key, value)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{key}={value}");
+        assert!(refused.message().starts_with("label "), "{refused}");
+    }
+    let refused = world.register("orders", request("orders.7f", &["shop/orders"])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
 }

@@ -11,8 +11,8 @@ use crate::store::{Outcome, Revision, StoreError, Transaction};
 /// The label that tells a registered workload from a declared one.
 pub(super) const REGISTERED_LABEL: &str = "heddle.dev/registered";
 
-/// What a workload's proxy registered. Whether it is alive and ready is not kept in the store: a
-/// control plane that was away removes nobody.
+/// What a workload's proxy registered. Whether it is alive is not kept in the store: a control plane that was
+/// away removes nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Registration {
@@ -40,6 +40,14 @@ pub struct Registration {
     /// Version of the proxy.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// Whether it took traffic when it last said so: a control plane that starts must not send traffic to apps
+    /// that do not take it.
+    #[serde(default = "is_ready_unless_told", skip_serializing_if = "Clone::clone")]
+    pub ready: bool,
+}
+
+fn is_ready_unless_told() -> bool {
+    true
 }
 
 fn nameless() -> Name {

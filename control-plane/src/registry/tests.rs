@@ -150,6 +150,7 @@ async fn registrations_make_no_revision_and_survive() {
         labels: [("version".to_owned(), "v2".to_owned())].into(),
         zone: "z".to_owned(),
         version: "0.1.0".to_owned(),
+        ready: true,
     };
     let (_, mut changes) = first.subscribe();
     assert!(first.register(&registration, None).await.unwrap());
@@ -293,6 +294,7 @@ async fn registrations_are_found_by_identity_and_address() {
         labels: std::collections::BTreeMap::new(),
         zone: String::new(),
         version: String::new(),
+        ready: true,
     };
     for (name, account, port) in [("b", "x", 1), ("a", "x", 1), ("c", "x", 2), ("d", "y", 1)] {
         assert!(registry.register(&registration(name, account, port), None).await.unwrap());

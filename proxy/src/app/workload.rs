@@ -1,5 +1,6 @@
 //! The name of this instance, and what telemetry says of it.
 
+use heddle_api::validate::is_dns_label;
 use rand::Rng;
 
 use crate::{
@@ -18,7 +19,7 @@ pub(super) fn name(config: &Config, state: Option<&StateDir>) -> String {
         return name.clone();
     }
     let stored = state.and_then(|state| match state.read(FILE) {
-        Ok(stored) => stored.and_then(|bytes| String::from_utf8(bytes).ok()).filter(|name| is_name(name)),
+        Ok(stored) => stored.and_then(|bytes| String::from_utf8(bytes).ok()).filter(|name| is_dns_label(name)),
         Err(error) => {
             tracing::warn!(%error, "the workload's name is not read back");
             None
@@ -42,12 +43,6 @@ fn generate() -> String {
     let mut rng = rand::rng();
     let random: String = (0..6).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
     if host.is_empty() { format!("workload-{random}") } else { format!("{host}-{random}") }
-}
-
-fn is_name(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 63
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.'))
 }
 
 /// Who this is, for spans and log lines: the service it serves, or its account if it only calls.

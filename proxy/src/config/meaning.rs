@@ -37,7 +37,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let own_namespace = join.as_ref().and_then(|join| join.identity.as_workload().map(|(ns, _)| ns.to_owned()));
     let services =
         top.sections("services").into_iter().filter_map(|at| service(at, own_namespace.as_deref())).collect();
-    let workload = top.parse_with("workload", |text| label(text).map(|()| text.to_owned()));
+    let workload = top.parse_with("workload", dns_label);
     let inbound = inbound(top.section("inbound"));
     let outbound = outbound(top.section("outbound"));
     let admin = address_or_off(&mut top, "admin", Some(loopback(15000)));
@@ -175,7 +175,7 @@ fn duration(at: &mut Section, key: &'static str, default: Duration, min: Duratio
     .unwrap_or(default)
 }
 
-/// A DNS label or name: what names, zones and workloads are made of.
+/// A DNS label or name: what names and zones are made of.
 fn label(text: &str) -> Result<(), String> {
     let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');

@@ -157,6 +157,7 @@ const FAULTS: &[(&str, &str, &str)] = &[
         "80 is there twice",
     ),
     ("workload: UPPER", "workload", "lower-case"),
+    ("workload: orders.7f", "workload", "write one label, without a dot"),
     ("inbound: { listen: everywhere }", "inbound.listen", "write IP:PORT"),
     ("inbound: { advertise: 0.0.0.0:1 }", "inbound.advertise", "peers cannot dial"),
     ("admin: 0.0.0.0:15000", "admin", "can be reached from outside"),

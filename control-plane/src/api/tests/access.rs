@@ -196,6 +196,11 @@ async fn tokens_are_made_listed_and_deleted() {
         assert_eq!(server.call(Method::POST, "/v1/api-tokens", &body).await.expect(400).faults(), [path]);
     }
 
+    // Whatever a service lists can join.
+    let dotted = json!({ "namespace": "shop", "serviceAccount": "ci.bot" });
+    let made = server.call(Method::POST, "/v1/join-tokens", &dotted).await.expect(201).json();
+    assert!(made["identity"].as_str().unwrap().ends_with("/ns/shop/sa/ci.bot"), "{made}");
+    server.delete(&format!("/v1/join-tokens/{}", made["id"].as_str().unwrap())).await;
     let wanted = json!({ "namespace": "shop", "serviceAccount": "orders", "ttl": "10m", "uses": 3 });
     let join = server.call(Method::POST, "/v1/join-tokens", &wanted).await.expect(201).json();
     assert_eq!(join["controlPlane"], "127.0.0.1:9701");
@@ -210,6 +215,7 @@ async fn tokens_are_made_listed_and_deleted() {
     server.delete(&format!("/v1/join-tokens/{}", join["id"].as_str().unwrap())).await.expect(204);
     for (body, status, path) in [
         (json!({ "namespace": "Shop", "serviceAccount": "a" }), 400, "namespace"),
+        (json!({ "namespace": "shop", "serviceAccount": "ci..bot" }), 400, "serviceAccount"),
         (json!({ "namespace": "shop", "serviceAccount": "a", "uses": 0 }), 400, "uses"),
         (json!({ "namespace": "shop", "serviceAccount": "a", "ttl": "1 hour" }), 400, "ttl"),
         (json!({ "namespace": "shop", "serviceAccount": "a", "ttl": "0s" }), 422, "ttl"),
