@@ -162,22 +162,33 @@ impl Client {
         }
     }
 
+    /// All objects of a kind that refer to a service, `<namespace>/<name>`, or hold for it.
+    pub(crate) async fn referring(&self, kind: Kind, service: &str) -> Result<Vec<Object>, Error> {
+        let only = [("references", service)];
+        match self.list_once(kind, &Scope::All, &only).await {
+            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, &Scope::All, &only).await,
+            listing => listing,
+        }
+        .map(|listing| listing.items)
+    }
+
     /// All objects of a kind, page by page; once more from the start if the pages are forgotten meanwhile.
     pub(crate) async fn list(&self, kind: Kind, scope: &Scope, selector: Option<&str>) -> Result<Listing, Error> {
-        match self.list_once(kind, scope, selector).await {
+        let only: Vec<_> = selector.map(|selector| ("labelSelector", selector)).into_iter().collect();
+        match self.list_once(kind, scope, &only).await {
             // So long after the first page that its point in time is forgotten.
-            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, scope, selector).await,
+            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, scope, &only).await,
             listing => listing,
         }
     }
 
-    async fn list_once(&self, kind: Kind, scope: &Scope, selector: Option<&str>) -> Result<Listing, Error> {
+    async fn list_once(&self, kind: Kind, scope: &Scope, only: &[(&str, &str)]) -> Result<Listing, Error> {
         let path = list_path(kind, scope);
         let mut items = Vec::new();
         let mut token: Option<String> = None;
         loop {
             let mut query = vec![("limit", PAGE)];
-            query.extend(selector.map(|selector| ("labelSelector", selector)));
+            query.extend(only);
             query.extend(token.as_deref().map(|token| ("continue", token)));
             let mut page: Value = self.call(Method::GET, &path, &query, None).await?;
             let found = page.get_mut("items").map(Value::take);

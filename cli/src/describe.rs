@@ -5,7 +5,6 @@ use serde_json::Value;
 
 use crate::{
     args::DescribeArgs,
-    client::Scope,
     commands::Session,
     error::{Error, exit},
     get::names_of,
@@ -48,20 +47,9 @@ async fn others(session: &Session, object: &Object) -> Result<Vec<Object>, Error
     let Some(namespace) = object.namespace().filter(|_| object.kind() == "Service") else {
         return Ok(others);
     };
-    let own = Scope::Namespace(namespace.to_owned());
-    let mesh = Scope::Namespace(MESH_NAMESPACE.to_owned());
-    for (kind, scopes) in [
-        ("Workload", vec![&own]),
-        ("HTTPRoute", vec![&Scope::All]),
-        ("GRPCRoute", vec![&Scope::All]),
-        ("TCPRoute", vec![&Scope::All]),
-        ("TrafficPolicy", vec![&own]),
-        ("AuthorizationPolicy", if own == mesh { vec![&own] } else { vec![&own, &mesh] }),
-    ] {
-        let kind = Kind::typed(kind)?;
-        for scope in scopes {
-            others.extend(session.client.list(kind, scope, None).await?.items);
-        }
+    let service = format!("{namespace}/{}", object.name());
+    for kind in ["Workload", "HTTPRoute", "GRPCRoute", "TCPRoute", "TrafficPolicy", "AuthorizationPolicy"] {
+        others.extend(session.client.referring(Kind::typed(kind)?, &service).await?);
     }
     Ok(others)
 }

@@ -90,6 +90,7 @@ struct Api {
     state: ApiState,
     doorkeeper: Doorkeeper,
     shapes: Shapes,
+    watches: Arc<watch::Watches>,
     drain: drain::Watch,
 }
 
@@ -155,6 +156,7 @@ pub fn router(state: ApiState) -> Router {
     let api = Arc::new(Api {
         doorkeeper: Doorkeeper::new(state.api_tokens.clone()),
         shapes: Shapes::new(&definitions),
+        watches: Arc::default(),
         drain: state.drain.clone(),
         state,
     });

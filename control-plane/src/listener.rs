@@ -1,6 +1,7 @@
 //! A TLS listener: accepts, shakes hands, serves HTTP, all within limits.
 
 mod admission;
+mod stalled;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +32,10 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::ServiceExt;
 
 pub use self::admission::Room;
-use self::admission::{Admission, Place};
+use self::{
+    admission::{Admission, Place},
+    stalled::Stalled,
+};
 use crate::{metrics::Metrics, peer::Peer};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +43,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a client may take nothing of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests on one connection at once.
 const MAX_STREAMS: u32 = 32;
 /// Bytes of a request that are taken in before anybody has asked for them. A message of discovery is small.
@@ -252,7 +258,7 @@ async fn serve(
             answer
         }
     });
-    let stream = TokioIo::new(stream);
+    let stream = TokioIo::new(Stalled::new(stream, WRITE_TIMEOUT));
     // How a connection ends is the peer's business; what was wrong with a request, it was told.
     match http {
         Http::One => {

@@ -21,12 +21,14 @@ use super::{
     watch,
 };
 use crate::{
-    registry::{Action, Applied, ApplyError, Operation, OperationResult, View},
+    registry::{Action, Applied, ApplyError, Expected, Operation, OperationResult, View},
     store::Revision,
 };
 
 /// Objects on a page, unless asked otherwise.
 pub(super) const PAGE: usize = 1000;
+/// How often a patch is merged anew when others change the object at the same time.
+const PATCH_TRIES: usize = 64;
 /// Most objects on a page.
 pub(super) const MAX_PAGE: usize = 5000;
 
@@ -107,7 +109,9 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
     }
     let limit = call.param("limit").and_then(|text| text.parse().ok()).unwrap_or(PAGE);
     let namespace = Some(call.part("namespace")).filter(|namespace| !namespace.is_empty());
-    let list = format!("{}/{}/{text}", kind.plural(), namespace.unwrap_or_default());
+    let service = call.param("references").and_then(Name::parse);
+    let of = call.param("references").unwrap_or_default();
+    let list = format!("{}/{}/{of}/{text}", kind.plural(), namespace.unwrap_or_default());
     let token = call.param("continue").map(|text| Token::decode(text, &list)).transpose()?;
     let registry = &call.api.state.registry;
     let view = match &token {
@@ -115,7 +119,7 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
         None => registry.view(),
     };
     let mut items: Vec<(AnyObject, bool)> = Vec::new();
-    let mut found = from_view(&view, kind, namespace, token.as_ref())
+    let mut found = from_view(&view, kind, namespace, service.as_ref(), token.as_ref())
         .filter(|(object, _)| selector.matches(&object.metadata().labels));
     items.extend(found.by_ref().take(limit));
     let next = found.next().is_some().then(|| items.last()).flatten().map(|(last, registered)| {
@@ -137,11 +141,13 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
     call.answer(StatusCode::OK, &answer)
 }
 
-/// Declared objects, then registered workloads, each by name; after where the last page ended.
+/// Declared objects, then registered workloads, each by name; after where the last page ended. With a
+/// service, only what refers to it.
 fn from_view<'a>(
     view: &'a Arc<View>,
     kind: ObjectKind,
     namespace: Option<&'a str>,
+    service: Option<&Name>,
     token: Option<&Token>,
 ) -> impl Iterator<Item = (AnyObject, bool)> + 'a {
     let after = token.map(|token| (token.registered, Name::new(&token.namespace, &token.name)));
@@ -150,12 +156,24 @@ fn from_view<'a>(
         Some((false, name)) => (false, Some(name), None),
         Some((true, name)) => (true, None, Some(name)),
     };
-    let declared = (!past_declared).then(|| view.list_any(kind, namespace, after_declared));
+    let served = service.map(Name::to_string);
+    let declared: Box<dyn Iterator<Item = &AnyObject> + 'a> = match service {
+        _ if past_declared => Box::new(std::iter::empty()),
+        None => Box::new(view.list_any(kind, namespace, after_declared)),
+        Some(service) => {
+            let names = view.referring(kind, service).into_iter();
+            let names = names.filter(move |name| after_declared.as_ref().is_none_or(|after| name > after));
+            let names = names.filter(move |name| namespace.is_none_or(|namespace| *name.namespace == *namespace));
+            Box::new(names.filter_map(move |name| view.object(kind, &name)))
+        }
+    };
     let registered = (kind == ObjectKind::Workload).then(|| view.registrations(namespace, after_registered));
     // A declared workload stands for the registered one of its name.
     let is_alone = move |name: &Name| view.object(kind, name).is_none();
-    let registered = registered.into_iter().flatten().filter(move |registration| is_alone(&registration.name));
-    let declared = declared.into_iter().flatten().map(|object| (object.clone(), false));
+    let registered = registered.into_iter().flatten().filter(move |registration| {
+        is_alone(&registration.name) && served.as_ref().is_none_or(|served| registration.services.contains_key(served))
+    });
+    let declared = declared.map(|object| (object.clone(), false));
     declared.chain(registered.map(|registration| (registration.to_workload().into(), true)))
 }
 
@@ -205,21 +223,51 @@ pub(super) async fn patch(mut call: Call) -> Result<Response, Refusal> {
         return Err(Refusal::faults(Why::Malformed, vec![Fault::new("", "a merge patch of an object is an object")]));
     }
     let expected = call.expected()?;
-    let (kind, name) = (call.kind(), call.name());
-    let operations = |view: &View| {
-        let Some(before) = view.object(kind, &name) else {
-            if kind == ObjectKind::Workload && view.registration(&name).is_some() {
-                return Err(Refusal::from(ApplyError::Registered(name.clone())));
+    let patch = Arc::new(patch);
+    let mut tries = 0;
+    let applied = loop {
+        let view = call.api.state.registry.view();
+        let before = patched(&view, call.kind(), &call.name())?.clone();
+        // Merged and checked before others are kept from writing, and off the async threads; what is written
+        // must then be a change of what it was merged with.
+        let condition = match expected {
+            None | Some(Expected::Exists) => {
+                let version = before.metadata().resource_version.as_deref();
+                version.and_then(|version| version.parse().ok()).map(Expected::Revision)
             }
-            return Err(not_found(kind, &name));
+            expected => expected,
         };
-        let mut document = serde_json::to_value(before).expect("an object is JSON: its maps have text keys");
-        merge(&mut document, &patch);
-        Ok(Arc::new(vec![Operation::Apply { object: read(kind, &name, &document, Why::Invalid)?, expected }]))
+        let (kind, name, patch) = (call.kind(), call.name(), Arc::clone(&patch));
+        let work = tokio::task::spawn_blocking(move || {
+            let mut document = serde_json::to_value(&before).expect("an object is JSON: its maps have text keys");
+            merge(&mut document, &patch);
+            read(kind, &name, &document, Why::Invalid)
+        });
+        let object = work.await.map_err(|_| Refusal::new(Why::Internal, "the object could not be read"))??;
+        let operation = Operation::Apply { object, expected: condition };
+        let registry = &call.api.state.registry;
+        match registry.apply(vec![operation], &call.author(), call.flag("dryRun")).await {
+            Err(ApplyError::PreconditionFailed { .. }) if condition != expected => {
+                tries += 1;
+                if tries == PATCH_TRIES {
+                    break Err(ApplyError::Contended);
+                }
+            }
+            applied => break applied,
+        }
     };
-    let applied = call.api.state.registry.apply_with(operations, &call.author(), call.flag("dryRun")).await;
     let result = only_result(applied?)?;
     call.answer_object(StatusCode::OK, &with_status(&call, result.object))
+}
+
+/// What is to be patched.
+fn patched<'a>(view: &'a View, kind: ObjectKind, name: &Name) -> Result<&'a AnyObject, Refusal> {
+    view.object(kind, name).ok_or_else(|| {
+        if kind == ObjectKind::Workload && view.registration(name).is_some() {
+            return Refusal::from(ApplyError::Registered(name.clone()));
+        }
+        not_found(kind, name)
+    })
 }
 
 /// RFC 7396.

@@ -110,6 +110,15 @@ const SELECTOR: Param = Param {
 const LIST: &[Param] = &[
     SELECTOR,
     Param {
+        name: "references",
+        description: "Only objects that refer to this service, `<namespace>/<name>`: routes from or to it, workloads that \
+                      serve it, policies for it, its namespace or the mesh. Not with `watch`.",
+        schema: || {
+            let pattern = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$";
+            json!({ "type": "string", "pattern": pattern, "examples": ["shop/orders"] })
+        },
+    },
+    Param {
         name: "limit",
         description: "At most so many; `metadata.continue` of the answer leads to the rest.",
         schema: || json!({ "type": "integer", "minimum": 1, "maximum": objects::MAX_PAGE, "default": objects::PAGE }),

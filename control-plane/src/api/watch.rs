@@ -1,6 +1,10 @@
 //! Watches: changes as they are committed, a line of JSON each.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -33,6 +37,48 @@ const READY: usize = 256;
 /// How long a watch lasts; clients go on from the last version that they were told.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
+/// Watches of one token at once.
+pub(super) const MAX_OF_TOKEN: usize = 100;
+
+/// How many watches each token has.
+#[derive(Debug, Default)]
+pub(super) struct Watches(Mutex<HashMap<String, usize>>);
+
+/// A watch of a token, as long as it lasts.
+struct OneOf {
+    watches: Arc<Watches>,
+    token: String,
+}
+
+impl Watches {
+    fn begin(self: &Arc<Self>, token: &ApiToken) -> Result<OneOf, Refusal> {
+        let mut counts = self.counts();
+        let count = counts.entry(token.id.clone()).or_default();
+        if *count >= MAX_OF_TOKEN {
+            let name = &token.name;
+            return Err(Refusal::too_many(&format!("the token {name:?} has {MAX_OF_TOKEN} watches already")));
+        }
+        *count += 1;
+        Ok(OneOf { watches: Arc::clone(self), token: token.id.clone() })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OneOf {
+    fn drop(&mut self) {
+        let mut counts = self.watches.counts();
+        if let Some(count) = counts.get_mut(&self.token) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.token);
+            }
+        }
+    }
+}
+
 /// A watch on its way.
 struct Watching {
     api: Arc<Api>,
@@ -52,6 +98,7 @@ struct Watching {
     check_at: Instant,
     end: Instant,
     done: bool,
+    _one: OneOf,
 }
 
 /// What is there already, on its way.
@@ -63,11 +110,12 @@ struct Listing {
 }
 
 pub(super) async fn watch(call: Call, selector: Selector) -> Result<Response, Refusal> {
-    for param in ["limit", "continue"] {
+    for param in ["limit", "continue", "references"] {
         if call.param(param).is_some() {
             return Err(bad_param(param, "belongs to a list, not to watch=true"));
         }
     }
+    let one = call.api.watches.begin(&call.token)?;
     let from = call.param("resourceVersion").and_then(|text| text.parse::<Revision>().ok());
     let registry = &call.api.state.registry;
     let view = registry.view();
@@ -104,6 +152,7 @@ pub(super) async fn watch(call: Call, selector: Selector) -> Result<Response, Re
         check_at: Instant::now() + BOOKMARK,
         end: Instant::now() + LIFETIME,
         done: false,
+        _one: one,
     };
     let lines = stream::unfold(watching, |mut watching| async move {
         Some((Ok::<_, std::convert::Infallible>(watching.next().await?), watching))

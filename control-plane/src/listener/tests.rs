@@ -127,3 +127,20 @@ async fn who_shows_no_certificate_and_asks_for_nothing_is_sent_away() {
     assert!(ends(&mut stranger, Duration::from_secs(10)).await);
     assert!(!ends(&mut known, Duration::from_secs(1)).await, "a verified one may be silent");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_of_an_answer_is_given_up() {
+    let (ours, mut theirs) = tokio::io::duplex(16);
+    let mut stream = Stalled::new(ours, Duration::from_secs(30));
+    stream.write_all(&[0; 16]).await.unwrap();
+    let started = tokio::time::Instant::now();
+    let (written, ()) = tokio::join!(stream.write_all(&[0; 16]), async {
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        theirs.read_exact(&mut [0; 16]).await.unwrap();
+    });
+    written.unwrap();
+    // It has taken something: the time begins anew.
+    let error = stream.write_all(&[0; 16]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert_eq!(started.elapsed().as_secs(), 59);
+}

@@ -148,25 +148,14 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Applied, ApplyError> {
         let operations = Arc::new(operations);
-        self.apply_with(|_| Ok(Arc::clone(&operations)), author, dry_run).await
-    }
-
-    /// Does what follows from the newest view, which nobody changes meanwhile.
-    pub async fn apply_with<E: From<ApplyError>>(
-        &self,
-        operations: impl Fn(&View) -> Result<Arc<Vec<Operation>>, E>,
-        author: &Author,
-        dry_run: bool,
-    ) -> Result<Applied, E> {
         let _turn = self.writing.lock().await;
         for _ in 0..TRIES {
             let view = self.view();
-            let operations = operations(&view)?;
-            if let Some(applied) = self.try_apply(&view, operations, author, dry_run).await? {
+            if let Some(applied) = self.try_apply(&view, Arc::clone(&operations), author, dry_run).await? {
                 return Ok(applied);
             }
         }
-        Err(ApplyError::Contended.into())
+        Err(ApplyError::Contended)
     }
 
     /// Puts everything back as it was at a user-visible revision, as a new revision. With `newest`, only

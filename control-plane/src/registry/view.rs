@@ -2,7 +2,7 @@
 
 mod index;
 
-use std::{net::SocketAddr, ops::Bound, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, ops::Bound, sync::Arc};
 
 use heddle_api::resource::{AnyObject, Kind, Name, Object, ObjectKind};
 use rpds::RedBlackTreeMapSync;
@@ -13,7 +13,10 @@ use super::{
     change::Change,
     codec::{self, Subject},
 };
-use crate::store::{Batch, Range, Revision, Store};
+use crate::{
+    mesh::MESH_NAMESPACE,
+    store::{Batch, Range, Revision, Store},
+};
 
 /// How many keys are read from the store at once.
 const LOAD_CHUNK: usize = 2_000;
@@ -247,6 +250,13 @@ impl View {
             self.index.add(&object);
             self.objects.insert_mut(key, object);
         }
+    }
+
+    /// Names of the objects of a kind that refer to a service, policies for its namespace and the mesh among them.
+    pub fn referring(&self, kind: ObjectKind, service: &Name) -> BTreeSet<Name> {
+        let places = [service.clone(), service.sibling(""), Name::new(MESH_NAMESPACE, "")];
+        let referrers = places.iter().flat_map(|place| self.index.referrers(place));
+        referrers.filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
     }
 
     /// What refers to a service. Policies for a whole namespace refer to its service without a name.

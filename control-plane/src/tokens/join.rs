@@ -21,6 +21,13 @@ use crate::{
 
 const PREFIX: &str = "hjt";
 const KEYS: &str = "/tokens/join/";
+/// Tokens by the time at which they expire: `<RFC 3339>/<id>`, so that those to forget are found without a look
+/// at all others.
+const EXPIRY_KEYS: &str = "/tokens/join-expiry/";
+/// Expired tokens that are forgotten with a new one.
+const FORGOTTEN_AT_ONCE: usize = 32;
+/// So long after its end a token is kept, so that until then its user is told what is wrong with it.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often a redemption is tried when others redeem the same token.
 const TRIES: usize = 64;
 
@@ -132,12 +139,16 @@ impl JoinTokens {
             expires: text_of(now + new.ttl.min(Self::MAX_TTL)),
         };
         let stored = Stored { token, digest, requesters: Vec::new() };
-        let mut transaction = put(Transaction::new().when(key(&stored.token.id), 0), &stored);
-        for entry in self.store.range(Range::prefix(KEYS)).await?.entries {
-            // A day later, so that until then its user is told what is wrong with it.
-            if has_expired(&parse(&entry)?.token, now.checked_sub(Duration::from_secs(24 * 3600)).unwrap_or(now)) {
-                transaction = transaction.delete(entry.key);
+        let transaction = put(Transaction::new().when(key(&stored.token.id), 0), &stored);
+        let mut transaction = transaction.put(expiry_key(&stored.token), "");
+        let over = text_of(now.checked_sub(KEPT).unwrap_or(now));
+        let oldest = Range { limit: FORGOTTEN_AT_ONCE, ..Range::prefix(EXPIRY_KEYS) };
+        for entry in self.store.range(oldest).await?.entries {
+            let Some((expires, id)) = entry.key[EXPIRY_KEYS.len()..].split_once('/') else { continue };
+            if *expires > *over {
+                break;
             }
+            transaction = transaction.delete(key(id)).delete(Arc::clone(&entry.key));
         }
         match self.store.commit(transaction).await? {
             Outcome::Committed(_) => Ok((stored.token, secret.text)),
@@ -159,7 +170,8 @@ impl JoinTokens {
         let not_found = || TokenError::NotFound(id.to_owned());
         let entry = self.store.read(&key(id), None).await?.ok_or_else(not_found)?;
         // Whatever it was at: a redemption at the same moment does not keep it.
-        self.store.commit(Transaction::new().delete(entry.key)).await?;
+        let expiry = expiry_key(&parse(&entry)?.token);
+        self.store.commit(Transaction::new().delete(entry.key).delete(expiry)).await?;
         Ok(())
     }
 
@@ -213,6 +225,10 @@ fn has_expired(token: &JoinToken, now: SystemTime) -> bool {
 fn put(transaction: Transaction, stored: &Stored) -> Transaction {
     let value = serde_json::to_vec(stored).expect("a token is JSON: it has no maps");
     transaction.put(key(&stored.token.id), value)
+}
+
+fn expiry_key(token: &JoinToken) -> String {
+    format!("{EXPIRY_KEYS}{}/{}", token.expires, token.id)
 }
 
 fn key(id: &str) -> String {

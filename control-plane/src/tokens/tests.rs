@@ -128,6 +128,26 @@ async fn a_join_token_is_limited_in_time_and_count() {
     assert!(tokens.list().await.unwrap().iter().all(|token| token.id != old.id), "expired ones are forgotten");
 }
 
+#[tokio::test]
+async fn a_new_join_token_looks_only_at_those_that_have_expired() {
+    let (_folder, store) = store();
+    let tokens = JoinTokens::new(Arc::clone(&store));
+    let now = SystemTime::now();
+    let (one, _) = tokens.create(payments(1), now).await.unwrap();
+    // What it need not look at may be anything.
+    store.commit(crate::store::Transaction::new().put("/tokens/join/0000000000000000", "damaged")).await.unwrap();
+    let (two, _) = tokens.create(payments(1), now).await.unwrap();
+    let index = async || {
+        let page = store.range(crate::store::Range::prefix("/tokens/join-expiry/")).await.unwrap();
+        page.entries.iter().map(|entry| entry.key.rsplit_once('/').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(index().await.len(), 2);
+    tokens.delete(&one.id).await.unwrap();
+    assert_eq!(index().await, [two.id]);
+    let (three, _) = tokens.create(payments(1), now + Duration::from_secs(2 * 24 * 3600)).await.unwrap();
+    assert_eq!(index().await, [three.id]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn racing_workloads_never_join_more_often_than_the_token_allows() {
     let (_folder, store) = store();

@@ -38,6 +38,7 @@ impl Server {
             labels: [("v".to_owned(), "1".to_owned())].into(),
             zone: String::new(),
             version: String::new(),
+            ready: true,
         };
         assert!(self.state.registry.register(&registration, None).await.unwrap());
     }
@@ -311,4 +312,52 @@ async fn a_long_list_is_made_ready_bit_by_bit() {
     for index in 0..600 {
         watch.expect("DELETED", &format!("s{index:03}")).await;
     }
+}
+
+#[tokio::test]
+async fn lists_are_of_what_refers_to_a_service() {
+    let server = Server::start().await;
+    for name in ["orders", "payments"] {
+        server.put_service(name).await.expect(201);
+    }
+    let policy = |target: Value| json!({ "targetRef": target, "action": "ALLOW", "rules": [{}] });
+    let on = |name: &str| policy(json!({ "kind": "Service", "name": name }));
+    let path = "/v1/namespaces/shop/authorizationpolicies";
+    for (name, spec) in [("a", on("orders")), ("b", on("payments")), ("c", on("orders"))] {
+        server.put(&format!("{path}/{name}"), &object("AuthorizationPolicy", name, spec)).await.expect(201);
+    }
+    let mut all = object("AuthorizationPolicy", "all", json!({ "action": "DENY", "rules": [{}] }));
+    server.put(&format!("{path}/all"), &all).await.expect(201);
+    all["metadata"]["namespace"] = "heddle".into();
+    server.put("/v1/namespaces/heddle/authorizationpolicies/all", &all).await.expect(201);
+    assert_eq!(server.names("/v1/authorizationpolicies?references=shop/orders").await, ["all", "a", "all", "c"]);
+    assert_eq!(server.names(&format!("{path}?references=shop/orders")).await, ["a", "all", "c"]);
+    assert_eq!(server.names("/v1/authorizationpolicies?references=other/orders").await, ["all"]);
+
+    // Page by page, each of this list only.
+    let first = server.get(&format!("{path}?references=shop/orders&limit=2")).await.expect(200).json();
+    assert_eq!(names(&first), ["a", "all"]);
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    let rest = format!("limit=2&continue={next}");
+    assert_eq!(server.names(&format!("{path}?references=shop/orders&{rest}")).await, ["c"]);
+    server.get(&format!("{path}?references=shop/payments&{rest}")).await.expect(422);
+
+    server.register("orders-1").await;
+    assert_eq!(server.names("/v1/workloads?references=shop/orders").await, ["orders-1"]);
+    assert_eq!(server.names("/v1/workloads?references=shop/payments").await, [""; 0]);
+    server.get("/v1/workloads?references=orders").await.expect(400);
+    server.get("/v1/workloads?references=shop/orders&watch=true").await.expect(422);
+}
+
+#[tokio::test]
+async fn a_token_has_so_many_watches_and_no_more() {
+    let server = Server::start().await;
+    let mut open = Vec::new();
+    for _ in 0..watch::MAX_OF_TOKEN {
+        open.push(server.watch("/v1/services?watch=true").await);
+    }
+    let refused = server.get("/v1/services?watch=true").await.expect(429);
+    assert_eq!(refused.header("retry-after"), "1");
+    open.pop();
+    open.push(server.watch("/v1/services?watch=true").await);
 }

@@ -218,3 +218,24 @@ async fn revisions_can_be_seen_compared_and_restored() {
         assert_eq!(server.call(Method::POST, "/v1/rollback", &bad).await.expect(400).faults().len(), 1, "{bad}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn patches_at_the_same_time_lose_nothing() {
+    let server = Arc::new(Server::start().await);
+    server.put_service("orders").await.expect(201);
+    let patches: Vec<_> = (0..12)
+        .map(|index| {
+            let server = Arc::clone(&server);
+            tokio::spawn(async move {
+                let patch = json!({ "metadata": { "labels": { format!("l{index}"): "x" } } });
+                server.call(Method::PATCH, "/v1/namespaces/shop/services/orders", &patch).await.expect(200);
+            })
+        })
+        .collect();
+    for patch in patches {
+        patch.await.unwrap();
+    }
+    let labels =
+        server.get("/v1/namespaces/shop/services/orders").await.expect(200).json()["metadata"]["labels"].clone();
+    assert_eq!(labels.as_object().unwrap().len(), 12, "{labels}");
+}
