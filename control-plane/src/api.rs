@@ -53,7 +53,7 @@ use self::{
 };
 use crate::{
     registry::Registry,
-    tokens::{ApiTokens, JoinTokens},
+    tokens::{ApiTokens, JoinTokens, Revocations},
 };
 
 /// What the API works on.
@@ -65,6 +65,8 @@ pub struct ApiState {
     pub api_tokens: ApiTokens,
     /// Which workloads may join.
     pub join_tokens: JoinTokens,
+    /// Whose certificates count no more.
+    pub revocations: Revocations,
     /// What proxies made of the objects.
     pub status: Arc<dyn StatusSource>,
     /// What a join file says besides the token.
@@ -102,6 +104,7 @@ struct Shapes {
     rollback: Body,
     join_token: Body,
     api_token: Body,
+    revocation: Body,
 }
 
 /// The form of a body, and how to read it.
@@ -143,6 +146,7 @@ impl Shapes {
             rollback: body("RollbackRequest"),
             join_token: body("JoinTokenRequest"),
             api_token: body("ApiTokenRequest"),
+            revocation: body("RevocationRequest"),
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::{
     registration::Registrations,
     registry::{Registry, RegistryError},
     store::{OpenError, RedbOptions, RedbStore},
-    tokens::{self, ApiTokens, BootstrapError, ContextError, JoinTokens},
+    tokens::{self, ApiTokens, BootstrapError, ContextError, JoinTokens, Revocations, TokenError},
 };
 
 const STORE: &str = "store.redb";
@@ -88,6 +88,9 @@ pub enum StartError {
     /// Metrics.
     #[error("metrics cannot be set up")]
     Metrics(#[from] prometheus::Error),
+    /// Revocations.
+    #[error("what was revoked cannot be read")]
+    Revocations(#[from] TokenError),
     /// The first token.
     #[error("the first admin token cannot be made")]
     Bootstrap(#[from] BootstrapError),
@@ -110,6 +113,7 @@ pub struct App {
     addresses: Addresses,
     registry: Arc<Registry>,
     hub: Hub,
+    revocations: Revocations,
     health: Health,
     /// A task without which nothing goes on has ended by itself.
     broken: CancellationToken,
@@ -173,25 +177,28 @@ impl App {
 
         let store = Arc::clone(registry.store());
         let join_tokens = JoinTokens::new(Arc::clone(&store));
+        let revocations = Revocations::open(Arc::clone(&store), config.svid_ttl).await?;
         let identity = IdentityService::service(
             Arc::clone(&signer),
             join_tokens.clone(),
+            revocations.clone(),
             config.svid_ttl,
             Arc::clone(&clock),
             metrics.clone(),
         );
         let mesh_router = Routes::new(identity)
             .add_service(registrations.service())
-            .add_service(Discovery::service(hub.clone(), clock, watch.clone()))
+            .add_service(Discovery::service(hub.clone(), revocations.clone(), Arc::clone(&clock), watch.clone()))
             .prepare()
             .into_axum_router()
-            .layer(axum::middleware::from_fn(calls::limit));
+            .layer(axum::middleware::from_fn_with_state((revocations.clone(), clock), calls::limit));
         let api_tokens = ApiTokens::new(store);
         bootstrap(&api_tokens, &config, &addresses, &signer).await?;
         let api_router = api::router(ApiState {
             registry: Arc::clone(&registry),
             api_tokens,
             join_tokens,
+            revocations: revocations.clone(),
             status: Arc::new(Findings {
                 hub: hub.clone(),
                 registry: Arc::clone(&registry),
@@ -212,7 +219,7 @@ impl App {
         health.set("started", true);
         let Addresses { api, mesh, health: health_address } = &addresses;
         tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, "ready");
-        Ok(Self { addresses, registry, hub, health, broken, stop, stop_health, _data: data })
+        Ok(Self { addresses, registry, hub, revocations, health, broken, stop, stop_health, _data: data })
     }
 
     /// Where it listens.
@@ -223,6 +230,11 @@ impl App {
     /// The registry.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// Whose certificates count no more.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// The discovery service's hub.

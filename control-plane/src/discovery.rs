@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::hub::{Hub, Proxy, ProxyReport};
-use crate::peer::Peer;
+use crate::{peer::Peer, tokens::Revocations};
 
 /// The largest message of a proxy: names and versions only.
 const MAX_MESSAGE: usize = 2 * 1024 * 1024;
@@ -34,14 +34,20 @@ const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Discovery {
     hub: Hub,
+    revocations: Revocations,
     clock: Arc<dyn Clock>,
     drain: drain::Watch,
 }
 
 impl Discovery {
     /// The service, which ends its streams when `drain` is raised.
-    pub fn service(hub: Hub, clock: Arc<dyn Clock>, drain: drain::Watch) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(Self { hub, clock, drain })
+    pub fn service(
+        hub: Hub,
+        revocations: Revocations,
+        clock: Arc<dyn Clock>,
+        drain: drain::Watch,
+    ) -> AggregatedDiscoveryServiceServer<Self> {
+        AggregatedDiscoveryServiceServer::new(Self { hub, revocations, clock, drain })
             .max_decoding_message_size(MAX_MESSAGE)
             // One resource may be large: a service with tens of thousands of endpoints.
             .max_encoding_message_size(usize::MAX)
@@ -60,8 +66,9 @@ impl AggregatedDiscoveryService for Discovery {
         peer.verified(self.clock.now())?;
         // One response waits here while the one before is being written.
         let (sender, receiver) = mpsc::channel(1);
-        let (hub, clock, drain) = (self.hub.clone(), Arc::clone(&self.clock), self.drain.clone());
-        self.drain.spawn(Box::pin(stream::run(hub, peer, clock, request.into_inner(), sender, drain)));
+        let (hub, revocations) = (self.hub.clone(), self.revocations.clone());
+        let (clock, drain) = (Arc::clone(&self.clock), self.drain.clone());
+        self.drain.spawn(Box::pin(stream::run(hub, revocations, peer, clock, request.into_inner(), sender, drain)));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     metrics::Metrics,
     pace::{Limiter, Rate},
     peer::Peer,
-    tokens::{JoinTokens, RedeemError},
+    tokens::{JoinTokens, RedeemError, Revocations},
 };
 
 /// Largest request; a CSR with the largest key that is accepted has below 2 KiB.
@@ -33,6 +33,7 @@ const MAX_PEERS: usize = 65_536;
 pub struct IdentityService {
     signer: Arc<Signer>,
     tokens: JoinTokens,
+    revocations: Revocations,
     ttl: Duration,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -45,6 +46,7 @@ impl IdentityService {
     pub fn service(
         signer: Arc<Signer>,
         tokens: JoinTokens,
+        revocations: Revocations,
         ttl: Duration,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
@@ -52,6 +54,7 @@ impl IdentityService {
         let service = Self {
             signer,
             tokens,
+            revocations,
             ttl,
             clock,
             metrics,
@@ -76,6 +79,12 @@ impl IdentityService {
         };
         let options = SignOptions::new(self.ttl, self.clock.now());
         let chain = self.signer.sign(&request.csr, &id, &options).map_err(|error| unsigned(&error))?;
+        if let Some(leaf) = chain.first() {
+            self.revocations.issued(&id, leaf, self.clock.now()).await.map_err(|error| {
+                tracing::warn!(%error, "an issued certificate cannot be noted");
+                Refusal("store", Status::unavailable("the store cannot be written now; try again"))
+            })?;
+        }
         let bundle = self.signer.bundle();
         self.metrics.certificates.with_label_values(&[how]).inc();
         tracing::debug!(%id, attestation = how, peer = %peer.address, "issued an SVID");
@@ -117,11 +126,20 @@ impl IdentityService {
     /// The identity is the one that the handshake verified; the request has no say.
     fn renew(&self, peer: &Peer) -> Result<SpiffeId, Refusal> {
         let (id, ..) = peer.workload(self.clock.now()).map_err(|status| Refusal("certificate", status))?;
+        if self.revocations.is_revoked(peer, self.clock.now()) {
+            return Err(Refusal("revoked", revoked(peer)));
+        }
         if !self.renewals.allows((id.clone(), peer.address.ip()), Instant::now()) {
             return Err(Refusal("rate", Status::unavailable("too many renewals of this identity; try again")));
         }
         Ok(id.clone())
     }
+}
+
+/// What a peer is told whose certificate was revoked.
+pub(crate) fn revoked(peer: &Peer) -> Status {
+    let id = peer.certificate.as_ref().map(|certificate| certificate.id.to_string()).unwrap_or_default();
+    Status::permission_denied(format!("the certificates that {id} had were revoked; join anew, with a join token"))
 }
 
 /// Why there is no SVID: a label for the metric, and what the peer is told.

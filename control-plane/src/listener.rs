@@ -36,7 +36,7 @@ use self::{
     admission::{Admission, Place},
     stalled::Stalled,
 };
-use crate::{metrics::Metrics, peer::Peer};
+use crate::{metrics::Metrics, peer::Peer, tokens::fingerprint};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -197,7 +197,8 @@ impl Connection {
     fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<Peer, verify::VerifyError> {
         let address = SocketAddr::new(self.address.ip().to_canonical(), self.address.port());
         let chain = stream.get_ref().1.peer_certificates();
-        Ok(Peer { address, certificate: chain.map(verify::peer).transpose()? })
+        let fingerprint = chain.and_then(|chain| chain.first()).map(|leaf| fingerprint(leaf).into());
+        Ok(Peer { address, certificate: chain.map(verify::peer).transpose()?, fingerprint })
     }
 }
 

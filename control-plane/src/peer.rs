@@ -1,6 +1,6 @@
 //! Who is at the other end of a connection.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use heddle_certs::{SpiffeId, verify};
 use tonic::{Request, Status};
@@ -12,6 +12,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// What its certificate proved; absent if it sent none.
     pub certificate: Option<verify::Peer>,
+    /// What that certificate is known by.
+    pub fingerprint: Option<Arc<str>>,
 }
 
 impl Peer {

@@ -1,9 +1,10 @@
-//! Tokens: who may use the API ([`ApiTokens`]), and which workload may have its first SVID
-//! ([`JoinTokens`]). Of a secret only the SHA-256 is stored; it is shown once, when it is made.
+//! Tokens: who may use the API ([`ApiTokens`]), which workload may have its first SVID ([`JoinTokens`]), and
+//! whose SVIDs count no more ([`Revocations`]). Of a secret only the SHA-256 is stored; it is shown once, when it is made.
 
 mod api;
 mod context;
 mod join;
+mod revocations;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -12,4 +13,5 @@ pub use self::{
     api::{ApiToken, ApiTokens, BootstrapError, Role, TokenError},
     context::{ContextError, write_context},
     join::{JoinToken, JoinTokens, NewJoinToken, RedeemError, Redeemed},
+    revocations::{Revocation, Revocations, fingerprint},
 };

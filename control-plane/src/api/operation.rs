@@ -17,7 +17,7 @@ use super::{
     refusal::{Refusal, Why},
     revisions, tokens, transactions, types,
 };
-use crate::tokens::Role;
+use crate::tokens::{Revocation, Role};
 
 /// Largest body with one object.
 const OBJECT_LIMIT: usize = 4 << 20;
@@ -452,6 +452,38 @@ fn of_tokens(definitions: &mut Definitions, operations: &mut Vec<Operation>) {
             "Delete a join token",
             Role::Operator,
             handler!(tokens::delete_join),
+        )
+    });
+    add(Operation {
+        body: Some(BodySpec { schema: definitions.of::<types::RevocationRequest>(), limit: SMALL_LIMIT }),
+        answers: vec![(
+            StatusCode::CREATED,
+            "They are renewed no more, and open nothing at the control plane. To other workloads they are good until \
+             they expire. Who is to go on joins anew; delete join tokens that others may have.",
+            Some(definitions.of::<Revocation>()),
+        )],
+        ..simple(
+            "createRevocation",
+            Method::POST,
+            "/v1/revocations",
+            "Revoke all certificates that an identity has",
+            Role::Operator,
+            handler!(tokens::create_revocation),
+        )
+    });
+    add(Operation {
+        answers: vec![(
+            StatusCode::OK,
+            "Those of which a certificate may be valid still.",
+            Some(definitions.of::<types::RevocationList>()),
+        )],
+        ..simple(
+            "listRevocations",
+            Method::GET,
+            "/v1/revocations",
+            "List revocations",
+            Role::Operator,
+            handler!(tokens::list_revocations),
         )
     });
     add(Operation {

@@ -122,7 +122,8 @@ impl Server {
         let state = ApiState {
             registry: Registry::open(Arc::clone(&store)).await.unwrap(),
             api_tokens: ApiTokens::new(Arc::clone(&store)),
-            join_tokens: JoinTokens::new(store),
+            join_tokens: JoinTokens::new(Arc::clone(&store)),
+            revocations: Revocations::open(store, std::time::Duration::from_secs(3600)).await.unwrap(),
             status: Arc::new(Statuses),
             join: Arc::new(Join),
             trust_domain: "heddle.local".parse().unwrap(),

@@ -10,7 +10,10 @@ use http::StatusCode;
 use super::{
     call::Call,
     refusal::{Refusal, Why},
-    types::{ApiTokenList, ApiTokenRequest, JoinTokenList, JoinTokenRequest, NewApiTokenAnswer, NewJoinTokenAnswer},
+    types::{
+        ApiTokenList, ApiTokenRequest, JoinTokenList, JoinTokenRequest, NewApiTokenAnswer, NewJoinTokenAnswer,
+        RevocationList, RevocationRequest,
+    },
 };
 use crate::tokens::{JoinTokens, NewJoinToken};
 
@@ -58,6 +61,24 @@ pub(super) async fn delete_join(call: Call) -> Result<Response, Refusal> {
     call.api.state.join_tokens.delete(call.part("id")).await?;
     tracing::info!(by = call.token.name, id = call.part("id"), "deleted a join token");
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+pub(super) async fn create_revocation(mut call: Call) -> Result<Response, Refusal> {
+    let body = call.body();
+    let request: RevocationRequest =
+        call.api.shapes.revocation.read(&body).map_err(|faults| Refusal::faults(Why::Malformed, faults))?;
+    let state = &call.api.state;
+    let (namespace, account) = (&request.namespace, &request.service_account);
+    let identity = SpiffeId::workload(&state.trust_domain, namespace, account)
+        .map_err(|error| Refusal::faults(Why::Invalid, vec![Fault::new("serviceAccount", error.to_string())]))?;
+    let revocation = state.revocations.revoke(namespace, account, SystemTime::now()).await?;
+    tracing::warn!(by = call.token.name, %identity, "revoked all certificates of an identity");
+    call.answer(StatusCode::CREATED, &revocation)
+}
+
+pub(super) async fn list_revocations(call: Call) -> Result<Response, Refusal> {
+    let items = call.api.state.revocations.list(SystemTime::now());
+    call.answer(StatusCode::OK, &RevocationList { items })
 }
 
 pub(super) async fn create_api(mut call: Call) -> Result<Response, Refusal> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::status::ProxyStatus;
 use crate::{
     registry::{Action, Difference, RevisionNumber, RevisionSummary},
-    tokens::{ApiToken, JoinToken, JoinTokens, Role},
+    tokens::{ApiToken, JoinToken, JoinTokens, Revocation, Role},
 };
 
 /// Most operations of a transaction.
@@ -193,6 +193,18 @@ pub(super) struct NewJoinTokenAnswer {
     pub(super) token: String,
 }
 
+/// Revokes the certificates of an identity.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RevocationRequest {
+    /// Namespace of the identity.
+    #[schemars(regex(pattern = DNS_LABEL))]
+    pub(super) namespace: String,
+    /// Service account of the identity.
+    #[schemars(regex(pattern = SERVICE_ACCOUNT), length(max = SERVICE_ACCOUNT_LENGTH))]
+    pub(super) service_account: String,
+}
+
 /// Asks for an API token.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -238,6 +250,8 @@ lists! {
     JoinTokenList of JoinToken,
     /// API tokens, oldest first.
     ApiTokenList of ApiToken,
+    /// Revocations, by identity.
+    RevocationList of Revocation,
     /// Proxies by name.
     ProxyList of ProxyStatus,
 }

@@ -1,22 +1,24 @@
 //! What holds for calls to the mesh listener before their service sees them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::Request,
+    extract::{Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use heddle_api::proto::{
     identity::identity_server::IdentityServer, registration::registration_server::RegistrationServer,
 };
+use heddle_certs::Clock;
 use tokio::time::timeout;
 use tonic::{Status, server::NamedService};
 
 use crate::{
-    identity::IdentityService,
+    identity::{IdentityService, revoked},
     peer::Peer,
     registration::{LONGEST_WAIT, Registrations},
+    tokens::Revocations,
 };
 
 /// Time to sign a certificate, the time to send the request included.
@@ -25,7 +27,11 @@ const IDENTITY: Duration = Duration::from_secs(10);
 const REGISTRATION: Duration = Duration::from_secs(5);
 
 /// A call without certificate can be for a certificate only, and none but discovery takes longer than it must.
-pub(super) async fn limit(request: Request, next: Next) -> Response {
+pub(super) async fn limit(
+    State((revocations, clock)): State<(Revocations, Arc<dyn Clock>)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
     let is_identity = service == IdentityServer::<IdentityService>::NAME;
     let within = if is_identity {
@@ -35,10 +41,13 @@ pub(super) async fn limit(request: Request, next: Next) -> Response {
     } else {
         None
     };
-    let verified = request.extensions().get::<Peer>().is_some_and(|peer| peer.certificate.is_some());
-    if !verified && !is_identity {
-        // Before anything of its body is taken in.
-        return status(&Status::unauthenticated("a client certificate of this mesh is required"));
+    let verified = request.extensions().get::<Peer>().filter(|peer| peer.certificate.is_some());
+    // Before anything of its body is taken in. Whoever asks for a certificate may have a join token.
+    match verified {
+        _ if is_identity => {}
+        None => return status(&Status::unauthenticated("a client certificate of this mesh is required")),
+        Some(peer) if revocations.is_revoked(peer, clock.now()) => return status(&revoked(peer)),
+        Some(_) => {}
     }
     match within {
         None => next.run(request).await,

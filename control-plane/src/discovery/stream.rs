@@ -13,8 +13,10 @@ use tonic::{Status, Streaming};
 
 use super::hub::{Handle, Hub, Proxy};
 use crate::{
+    identity::revoked,
     pace::{Bucket, Rate},
     peer::Peer,
+    tokens::Revocations,
 };
 
 /// How long a new stream may take to say who it is.
@@ -35,6 +37,7 @@ const BACKLOG: usize = 8;
 /// the stream with, if any.
 pub(super) async fn run(
     hub: Hub,
+    revocations: Revocations,
     peer: Peer,
     clock: Arc<dyn Clock>,
     mut inbound: Streaming<DeltaDiscoveryRequest>,
@@ -42,7 +45,10 @@ pub(super) async fn run(
     drain: drain::Watch,
 ) {
     let status = match open(&hub, &peer, &*clock, &mut inbound).await {
-        Ok(Some(handle)) => talk(&handle, &peer, &*clock, &mut inbound, &outbound, &drain).await,
+        Ok(Some(handle)) => tokio::select! {
+            ended = talk(&handle, &peer, &*clock, &mut inbound, &outbound, &drain) => ended,
+            () = revocations.revoked(&peer, &*clock) => Err(revoked(&peer)),
+        },
         Ok(None) => return,
         Err(status) => Err(status),
     };

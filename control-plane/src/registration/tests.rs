@@ -94,7 +94,11 @@ impl World {
 fn peer(account: &str) -> Peer {
     let id = format!("spiffe://td/ns/shop/sa/{account}").parse().unwrap();
     let not_after = SystemTime::now() + Duration::from_secs(3600);
-    Peer { address: "10.0.0.1:40000".parse().unwrap(), certificate: Some(verify::Peer { id, not_after }) }
+    Peer {
+        address: "10.0.0.1:40000".parse().unwrap(),
+        certificate: Some(verify::Peer { id, not_after }),
+        fingerprint: None,
+    }
 }
 
 fn request(workload: &str, services: &[&str]) -> RegisterRequest {

@@ -3,14 +3,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use heddle_api::proto::identity::{
-    IssueSvidRequest, Renewal, identity_client::IdentityClient, issue_svid_request::Attestation,
+use heddle_api::proto::{
+    identity::{IssueSvidRequest, Renewal, identity_client::IdentityClient, issue_svid_request::Attestation},
+    registration::DeregisterRequest,
+    type_url,
 };
 use heddle_certs::{Authority, Clock, ManualClock, SignOptions, csr};
 use heddle_control_plane::config::written::Written;
-use tonic::Code;
+use tonic::{Code, Status};
 
-use crate::world::{ORDERS, World, trust_domain};
+use crate::world::{Ads, ORDERS, World, trust_domain};
 
 #[tokio::test]
 async fn a_join_token_gives_an_svid_and_the_svid_renews_itself() {
@@ -146,4 +148,39 @@ async fn a_join_token_expires() {
     let status = world.issue(None, Attestation::JoinToken(token)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert!(status.message().contains("expired"), "{status}");
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_not_renewed_and_opens_nothing() {
+    let world = World::start().await;
+    world.apply(ORDERS).await;
+    let (stolen, other) = (world.join("orders").await, world.join("payments").await);
+    let mut ads = world.discover(&stolen, "orders-1").await;
+    ads.subscribe(type_url::SERVICE, &["shop/orders"]).await;
+    ads.acknowledged().await;
+    world.app.revocations().revoke("shop", "orders", world.clock.now()).await.unwrap();
+    let is_refused = |status: Status| {
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        assert!(status.message().contains("were revoked"), "{status}");
+    };
+    is_refused(ads.end().await);
+    is_refused(world.renew(&stolen).await.unwrap_err());
+    let mut ads = Ads::open(world.connect(Some(&stolen)).await.unwrap(), "orders-1").await;
+    is_refused(match &mut ads {
+        Ok(ads) => ads.end().await,
+        Err(status) => status.clone(),
+    });
+    let deregister = DeregisterRequest { workload: "orders-1".to_owned(), wait_milliseconds: 0 };
+    is_refused(world.registration(&stolen).await.deregister(deregister).await.unwrap_err());
+    world.renew(&other).await.unwrap();
+
+    // Who joins anew goes on, and its renewals with it, after a restart too.
+    let joined = world.join("orders").await;
+    let renewed = world.renew(&joined).await.unwrap();
+    let world = world.restart().await;
+    is_refused(world.renew(&stolen).await.unwrap_err());
+    world.renew(&renewed).await.unwrap();
+    let mut ads = world.discover(&renewed, "orders-1").await;
+    ads.subscribe(type_url::SERVICE, &["shop/orders"]).await;
+    ads.acknowledged().await;
 }

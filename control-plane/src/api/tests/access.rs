@@ -232,3 +232,16 @@ async fn proxies_are_listed() {
     assert_eq!(proxies["items"][0]["name"], "shop/orders-1");
     assert_eq!(proxies["items"][0]["resources"]["applied"], 0);
 }
+
+#[tokio::test]
+async fn revocations_are_made_and_listed() {
+    let server = Server::start().await;
+    let identity = json!({ "namespace": "shop", "serviceAccount": "orders" });
+    let made = server.call(Method::POST, "/v1/revocations", &identity).await.expect(201).json();
+    assert_eq!((&made["namespace"], &made["serviceAccount"]), (&identity["namespace"], &identity["serviceAccount"]));
+    assert!(made["revoked"].as_str() < made["until"].as_str(), "{made}");
+    assert_eq!(server.get("/v1/revocations").await.expect(200).json()["items"], json!([made]));
+    for body in [json!({ "namespace": "shop" }), json!({ "namespace": "Shop", "serviceAccount": "a" })] {
+        server.call(Method::POST, "/v1/revocations", &body).await.expect(400);
+    }
+}
