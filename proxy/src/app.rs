@@ -85,6 +85,7 @@ pub struct Running {
 
 /// The proxy's whole life: settings, logging, start, signals, drain.
 pub fn run(flags: &file::Flags) -> ExitCode {
+    keep_small();
     let code = live(flags);
     log::flush();
     code
@@ -120,6 +121,14 @@ fn live(flags: &file::Flags) -> ExitCode {
         Err(error) => return complain(causes(&error)),
     };
     signals.block_on(until_the_end(running, first))
+}
+
+/// A sidecar stands beside every pod: what it does not use, it must not hold. Of huge pages (2 MiB) each thread's
+/// first few allocations would take some.
+fn keep_small() {
+    // Where the system knows no such pages there is nothing to switch off.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Ends with the process that started this one, whatever ended that.
