@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use heddle_proxy::headers::{Hop, sanitize_inbound, sanitize_outbound, sanitize_response, strip_hop_by_hop};
+use heddle_proxy::headers::{Hop, Origin, sanitize_inbound, sanitize_outbound, sanitize_response, strip_hop_by_hop};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
@@ -54,7 +54,7 @@ fuzz_target!(|text: &[u8]| {
 
     let heddles = |headers: &HeaderMap| headers.keys().filter(|name| name.as_str().starts_with("heddle-")).count();
     let mut inbound = headers.clone();
-    sanitize_inbound(&mut inbound, Hop::Unmeshed, IpAddr::V4(Ipv4Addr::LOCALHOST), "http", None);
+    sanitize_inbound(&mut inbound, &Origin::new(Hop::Unmeshed, IpAddr::V4(Ipv4Addr::LOCALHOST), "http", None));
     assert_eq!(heddles(&inbound), 0);
     assert!(!inbound.contains_key("x-forwarded-client-cert") && !inbound.contains_key("forwarded"));
     assert!(!inbound.contains_key("x-real-ip"));

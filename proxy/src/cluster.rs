@@ -63,6 +63,8 @@ pub(crate) struct Cluster {
     pools: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
     rng: RefCell<SmallRng>,
     used: Cell<Instant>,
+    /// The version of what is known of the mesh that it follows.
+    followed: Cell<Option<u64>>,
     identity: Identity,
     limits: config::Limits,
     /// Kept as long as this is.
@@ -95,8 +97,18 @@ impl Clusters {
 
     /// The cluster, as discovery now describes it.
     pub(crate) async fn find(&self, name: &ClusterName) -> Result<Rc<Cluster>, Error> {
+        // Before the question: what changes meanwhile is asked for the next time.
+        let version = self.discovery.version();
+        if let Some(cluster) = self.all.borrow().get(name)
+            && cluster.followed.get() == Some(version)
+        {
+            cluster.used.set(Instant::now());
+            return Ok(cluster.clone());
+        }
         let (service, endpoints) = self.discovery.cluster(name).await?;
-        Ok(self.update(name, service, endpoints))
+        let cluster = self.update(name, service, endpoints);
+        cluster.followed.set(Some(version));
+        Ok(cluster)
     }
 
     fn update(&self, name: &ClusterName, service: Arc<Service>, endpoints: Arc<Endpoints>) -> Rc<Cluster> {
@@ -144,6 +156,7 @@ impl Cluster {
             pools: RefCell::default(),
             rng: RefCell::new(rng),
             used: Cell::new(now),
+            followed: Cell::new(None),
             identity: identity.clone(),
             limits,
             _total: total,

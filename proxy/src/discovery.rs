@@ -12,7 +12,10 @@ use std::{
     collections::HashMap,
     fmt,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +49,8 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     /// Usage marks of destinations. Replaced only when destinations come or go.
     usage: ArcSwap<HashMap<String, Arc<LastUsed>>>,
+    /// Of the snapshot.
+    version: AtomicU64,
     changed: watch::Sender<u64>,
     commands: mpsc::Sender<Command>,
     /// Why no answer comes, if the control plane cannot be reached.
@@ -97,6 +102,7 @@ impl Discovery {
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::default(),
             usage: ArcSwap::default(),
+            version: AtomicU64::new(0),
             changed: watch::Sender::new(0),
             commands,
             trouble: RwLock::new(Some("not connected yet".into())),
@@ -120,7 +126,7 @@ impl Discovery {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn replace(&self, snapshot: Snapshot) {
         self.shared.snapshot.store(Arc::new(snapshot));
-        self.shared.changed.send_modify(|version| *version += 1);
+        self.shared.tell_changed();
     }
 
     /// Whether a connection keeps this destination, for tests.
@@ -132,6 +138,12 @@ impl Discovery {
     /// What this proxy believes now. Lock-free.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.snapshot.load_full()
+    }
+
+    /// Grows with each new snapshot. What was read of a snapshot after asking for this holds as long as this stays
+    /// the same.
+    pub(crate) fn version(&self) -> u64 {
+        self.shared.version.load(Ordering::Acquire)
     }
 
     /// Tells of each new snapshot; open streams check their policy again then.
@@ -293,6 +305,16 @@ impl Discovery {
         let _ = self.shared.commands.send(Command::Reconnect).await;
     }
 
+    /// What marks a destination as used without looking it up by its name; holds as what the snapshot says does.
+    pub(crate) fn marker(&self, name: &DialName) -> Option<Mark> {
+        self.shared.usage.load().get(&self.complete(name)).cloned().map(Mark)
+    }
+
+    /// Marks a destination as used.
+    pub(crate) fn used(&self, Mark(used): &Mark, now: Instant) {
+        used.mark((now - self.shared.started).as_secs());
+    }
+
     fn mark(&self, full: &str) {
         if let Some(used) = self.shared.usage.load().get(full) {
             used.mark(self.shared.started.elapsed().as_secs());
@@ -313,6 +335,17 @@ fn gone(full: &str) -> Error {
     Error::new(ErrorKind::UnknownDestination, format!("no service of the mesh is called {full} any more"))
 }
 
+/// Says when a destination was used.
+#[derive(Debug)]
+pub(crate) struct Mark(Arc<LastUsed>);
+
+impl Shared {
+    fn tell_changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
 /// The task's end of a [`Discovery`].
 pub(crate) struct Feed {
     shared: Arc<Shared>,
@@ -324,7 +357,7 @@ impl Feed {
     fn publish(&self, table: &mut Table, now: Instant) {
         self.shared.snapshot.store(Arc::new(table.snapshot(now)));
         self.publish_usage(table);
-        self.shared.changed.send_modify(|version| *version += 1);
+        self.shared.tell_changed();
     }
 
     fn publish_usage(&self, table: &Table) {

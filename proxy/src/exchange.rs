@@ -10,7 +10,6 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::SystemTime,
 };
 
 use heddle_certs::SpiffeId;
@@ -92,13 +91,14 @@ impl Exchange {
 
     /// A try begins.
     pub(crate) fn begin_attempt(&self, endpoint: Option<std::sync::Arc<Endpoint>>, span_id: SpanId) -> AttemptId {
-        let attempt = Attempt::new(endpoint, SystemTime::now(), span_id);
+        let now = Instant::now();
         let mut index = 0;
         self.note(|outcome| {
             index = outcome.attempts.len();
-            outcome.attempts.push(attempt);
+            let started = outcome.started + (now - self.started);
+            outcome.attempts.push(Attempt::new(endpoint, started, span_id));
         });
-        AttemptId { index, started: Instant::now() }
+        AttemptId { index, started: now }
     }
 
     fn note_attempt(&self, id: AttemptId, change: impl FnOnce(&mut Attempt)) {

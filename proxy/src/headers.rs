@@ -59,7 +59,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// What concerns one connection only, besides what `Connection` lists.
-const HOP_BY_HOP: [HeaderName; 8] = [
+static HOP_BY_HOP: [HeaderName; 8] = [
     KEEP_ALIVE,
     PROXY_CONNECTION,
     PROXY_AUTHENTICATE,
@@ -108,6 +108,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let listed: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
+            // What most say names nothing that would not be taken off anyway.
+            .filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| HeaderName::try_from(name.trim()).ok())
@@ -125,28 +127,44 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Cleans a request that came from `hop` at `ip`, called as `scheme`, before it goes to the app. `own`
-/// is this workload's identity.
-pub fn sanitize_inbound(headers: &mut HeaderMap, hop: Hop<'_>, ip: IpAddr, scheme: &str, own: Option<&SpiffeId>) {
-    headers.remove(XFCC);
-    let ip = ip.to_canonical();
-    match hop {
-        Hop::Meshed { id, certificate_hash } => {
+/// What the app is told of a caller: the same for all requests of a connection.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Of a peer proxy.
+    client_cert: Option<HeaderValue>,
+    address: HeaderValue,
+    scheme: HeaderValue,
+}
+
+impl Origin {
+    /// Of a caller at `ip` that called as `scheme`. `own` is this workload's identity.
+    pub fn new(hop: Hop<'_>, ip: IpAddr, scheme: &'static str, own: Option<&SpiffeId>) -> Self {
+        let client_cert = match hop {
+            Hop::Meshed { id, certificate_hash } => Some(client_cert(id, certificate_hash, own)),
+            Hop::Unmeshed | Hop::App => None,
+        };
+        let address = HeaderValue::try_from(ip.to_canonical().to_string()).expect("an address");
+        Self { client_cert, address, scheme: HeaderValue::from_static(scheme) }
+    }
+}
+
+/// Cleans a request before it goes to the app, and says who called.
+pub fn sanitize_inbound(headers: &mut HeaderMap, origin: &Origin) {
+    match &origin.client_cert {
+        Some(client_cert) => {
             remove_where(headers, |name| is_heddle(name) && name != HEDDLE_ATTEMPT && name != HEDDLE_DEADLINE);
-            headers.insert(XFCC, client_cert(id, certificate_hash, own));
-            append_to_list(headers, X_FORWARDED_FOR, &ip.to_string());
+            headers.insert(XFCC, client_cert.clone());
+            append_to_list(headers, X_FORWARDED_FOR, &origin.address);
         }
-        Hop::Unmeshed | Hop::App => {
+        None => {
             remove_where(headers, |name| {
                 is_heddle(name) || name.as_str().starts_with("x-forwarded-") || name == FORWARDED || name == X_REAL_IP
             });
-            headers.insert(X_FORWARDED_FOR, HeaderValue::try_from(ip.to_string()).expect("an address"));
+            headers.insert(X_FORWARDED_FOR, origin.address.clone());
         }
     }
-    if !headers.contains_key(X_FORWARDED_PROTO)
-        && let Ok(scheme) = HeaderValue::from_str(scheme)
-    {
-        headers.insert(X_FORWARDED_PROTO, scheme);
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, origin.scheme.clone());
     }
 }
 
@@ -195,15 +213,21 @@ pub fn via_contains(headers: &HeaderMap, instance: &str) -> bool {
         .any(|hop| hop.split_ascii_whitespace().nth(1) == Some(instance))
 }
 
-/// Appends `Via: <version> <instance>`. That is for the caller's proxy. The callee's, which is one with its app, leaves
-/// `Via` alone: an app that hands the header on with its own calls would have them taken for loops.
-pub fn append_via(headers: &mut HeaderMap, version: Version, instance: &str) {
+/// What a proxy of this name says in `Via` of messages that it got in this version; `None` if the name has
+/// characters that no header has.
+pub fn via(version: Version, instance: &str) -> Option<HeaderValue> {
     let version = match version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",
         _ => "1.1",
     };
-    append_to_list(headers, VIA, &format!("{version} {instance}"));
+    HeaderValue::try_from(format!("{version} {instance}")).ok()
+}
+
+/// Adds this proxy to `Via`. That is for the caller's proxy. The callee's, which is one with its app, leaves `Via`
+/// alone: an app that hands the header on with its own calls would have them taken for loops.
+pub fn append_via(headers: &mut HeaderMap, via: &HeaderValue) {
+    append_to_list(headers, VIA, via);
 }
 
 fn is_heddle(name: &HeaderName) -> bool {
@@ -226,7 +250,11 @@ pub(crate) fn lists(value: &HeaderValue, token: &str) -> bool {
 }
 
 /// Into one header line, as many apps read but the first.
-fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
+fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, item.clone());
+        return;
+    }
     let before: usize = headers.get_all(&name).iter().map(|value| value.len() + 2).sum();
     let mut list = Vec::with_capacity(before + item.len());
     for value in headers.get_all(&name) {
@@ -241,7 +269,7 @@ fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
 
 /// As Envoy writes it. SPIFFE IDs have none of the characters that would need quotes.
 fn client_cert(id: &SpiffeId, hash: Option<&str>, own: Option<&SpiffeId>) -> HeaderValue {
-    let mut value = String::new();
+    let mut value = String::with_capacity(256);
     if let Some(own) = own {
         write!(value, "By={own};").expect("writing to a string");
     }

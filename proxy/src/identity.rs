@@ -102,6 +102,12 @@ impl Identity {
         current.is_valid().then_some(current)
     }
 
+    /// The epoch of the credentials to use for a new connection; the greatest number where there are none.
+    pub(crate) fn epoch(&self) -> u64 {
+        let current = self.shared.current.load();
+        current.as_ref().filter(|credentials| credentials.is_valid()).map_or(u64::MAX, |credentials| credentials.epoch)
+    }
+
     /// Tells of each new epoch.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()

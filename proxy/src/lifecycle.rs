@@ -1,5 +1,10 @@
 //! The stages of a proxy's life, which listeners and connections follow.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
 use heddle_runtime::drain;
 use tokio::sync::watch;
 
@@ -40,6 +45,8 @@ pub enum ShutDown {
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     stage: watch::Receiver<Stage>,
+    /// The same, for those who only look: no lock on the way of a request.
+    now: Arc<AtomicU8>,
     connections: drain::Watch,
 }
 
@@ -47,6 +54,7 @@ pub struct Lifecycle {
 #[derive(Debug)]
 pub struct Stages {
     stage: watch::Sender<Stage>,
+    now: Arc<AtomicU8>,
     connections: drain::Signal,
 }
 
@@ -54,13 +62,19 @@ pub struct Stages {
 pub fn channel() -> (Stages, Lifecycle) {
     let (stage, watched) = watch::channel(Stage::default());
     let (signal, connections) = drain::channel();
-    (Stages { stage, connections: signal }, Lifecycle { stage: watched, connections })
+    let now = Arc::new(AtomicU8::new(Stage::default() as u8));
+    (Stages { stage, now: now.clone(), connections: signal }, Lifecycle { stage: watched, now, connections })
 }
 
 impl Lifecycle {
     /// The stage now.
     pub fn stage(&self) -> Stage {
-        *self.stage.borrow()
+        match self.now.load(Ordering::Acquire) {
+            0 => Stage::Serving,
+            1 => Stage::Leaving,
+            2 => Stage::Refusing,
+            _ => Stage::Closing,
+        }
     }
 
     /// Waits until this stage or a later one is reached. Never returns if the other end is gone.
@@ -81,6 +95,8 @@ impl Lifecycle {
 impl Stages {
     /// Goes to a later stage; to an earlier one it does not go.
     pub fn advance(&self, to: Stage) {
+        // Before anybody is told, so that who is told sees it.
+        self.now.fetch_max(to as u8, Ordering::AcqRel);
         self.stage.send_if_modified(|stage| {
             let later = to > *stage;
             *stage = to.max(*stage);

@@ -105,7 +105,7 @@ async fn serve_http(
     arrival: &Rc<Arrival>,
 ) -> Result<(), Error> {
     let (limits, ending) = (&worker.common.limits, Ending::outbound(&worker.common.life));
-    let connection = Rc::new(Connection { worker: worker.clone(), arrival: arrival.clone(), name });
+    let connection = Rc::new(Connection::new(worker, arrival, name, carried));
     let handle = |request| serve_request(connection.clone(), request);
     let ended = match carried {
         Carried::Http2 => Box::pin(serve::http2(stream, limits, ending, handle)).await,
@@ -117,7 +117,7 @@ async fn serve_http(
 /// One request, from its headers to the response's.
 async fn serve_request(connection: Rc<Connection>, mut request: Request<Incoming>) -> Response<Body> {
     if connection_is_asked(&connection, &request) {
-        return connect_method::serve(&connection, request).await;
+        return Box::pin(connect_method::serve(&connection, request)).await;
     }
     let upgraded = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
@@ -153,7 +153,7 @@ async fn forward(
         return Ok(reply::of(serve::answer_here(&parts.method), exchange));
     }
     connection.clean(&mut parts, exchange);
-    let destination = destination::resolve(worker, &name).await?;
+    let destination = connection.resolve(&name, exchange).await?;
     match connection.route(&destination, &front, &parts, exchange).await? {
         Routed::Redirect(response) => Ok(reply::of(*response, exchange)),
         Routed::To(cluster, chosen) => {

@@ -9,7 +9,6 @@ mod tests;
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     io,
     net::SocketAddr,
     panic::AssertUnwindSafe,
@@ -91,8 +90,8 @@ pub(crate) struct Worker {
     pub(crate) inbound: inbound::Connections,
     /// For when policy changes, or what is behind a name.
     pub(crate) tunnels: outbound::Tunnels,
-    /// Connections to the app, by its address.
-    apps: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
+    /// Connections to the app, by its address; it has few.
+    apps: RefCell<Vec<(SocketAddr, Rc<Pool>)>>,
 }
 
 /// The way to a worker.
@@ -183,7 +182,7 @@ async fn sweep(worker: Rc<Worker>) {
         worker.inbound.tell_ended("inbound");
         worker.tunnels.tell_ended("outbound");
         let mut apps = worker.apps.borrow_mut();
-        apps.retain(|_, pool| {
+        apps.retain(|(_, pool)| {
             pool.sweep(inbound::APP_IDLE);
             pool.len() > 0 || Rc::strong_count(pool) > 1
         });
@@ -254,8 +253,12 @@ impl Worker {
     /// The connections to the app at this address.
     pub(crate) fn app(&self, address: SocketAddr) -> Rc<Pool> {
         let mut apps = self.apps.borrow_mut();
-        let make = || Pool::new(Target::plain(address), &self.common.identity);
-        apps.entry(address).or_insert_with(make).clone()
+        if let Some((_, pool)) = apps.iter().find(|(known, _)| *known == address) {
+            return pool.clone();
+        }
+        let pool = Pool::new(Target::plain(address), &self.common.identity);
+        apps.push((address, pool.clone()));
+        pool
     }
 }
 

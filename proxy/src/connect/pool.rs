@@ -181,7 +181,8 @@ impl Pool {
             Carried::Http1 => {
                 let (connection, took) = match self.idle_http1(dial.idle) {
                     Some(connection) => (connection, None),
-                    None => self.make_http1(dial).await?,
+                    // In a box, as is what else is rare: its future is large, and would be moved with each request.
+                    None => Box::pin(self.make_http1(dial)).await?,
                 };
                 Ok((Lease(Kind::Http1(connection, self.clone())), took))
             }
@@ -273,7 +274,7 @@ impl Pool {
     /// Of the credentials that connections must have been made with.
     fn epoch(&self) -> u64 {
         match &self.target.mesh {
-            Some(_) => self.identity.current().map_or(u64::MAX, |credentials| credentials.epoch),
+            Some(_) => self.identity.epoch(),
             None => 0,
         }
     }

@@ -61,7 +61,7 @@ fn no_connection_header_removes_what_the_proxy_sets() {
     let mut headers = map(&[("connection", "x-forwarded-client-cert, x-forwarded-for, traceparent")]);
     strip_hop_by_hop(&mut headers);
     let hop = Hop::Meshed { id: &id, certificate_hash: None };
-    sanitize_inbound(&mut headers, hop, [10, 0, 0, 1].into(), "http", None);
+    sanitize_inbound(&mut headers, &Origin::new(hop, [10, 0, 0, 1].into(), "http", None));
     assert!(headers.contains_key(XFCC) && headers.contains_key("x-forwarded-for"));
 }
 
@@ -86,7 +86,7 @@ fn what_a_peer_proxy_says_is_kept_but_never_the_identity() {
     let (id, own) = (peer(), SpiffeId::from_str("spiffe://heddle.local/ns/shop/sa/orders").unwrap());
     let hop = Hop::Meshed { id: &id, certificate_hash: Some("ab12") };
     let mut headers = map(FORGED);
-    sanitize_inbound(&mut headers, hop, "::ffff:10.0.0.1".parse().unwrap(), "http", Some(&own));
+    sanitize_inbound(&mut headers, &Origin::new(hop, "::ffff:10.0.0.1".parse().unwrap(), "http", Some(&own)));
     assert_eq!(
         lines(&headers),
         [
@@ -107,7 +107,7 @@ fn what_a_peer_proxy_says_is_kept_but_never_the_identity() {
 fn what_somebody_in_plaintext_says_is_not() {
     for hop in [Hop::Unmeshed, Hop::App] {
         let mut headers = map(FORGED);
-        sanitize_inbound(&mut headers, hop, [10, 0, 0, 1].into(), "http", None);
+        sanitize_inbound(&mut headers, &Origin::new(hop, [10, 0, 0, 1].into(), "http", None));
         assert_eq!(lines(&headers), ["x-app: kept", "x-forwarded-for: 10.0.0.1", "x-forwarded-proto: http"]);
     }
 }
@@ -170,12 +170,12 @@ fn loops_are_seen_in_via() {
     let mut headers = map(&[("via", "1.0 fred, 1.1 p.example.net (comment)"), ("via", "2 orders-1")]);
     assert!(via_contains(&headers, "orders-1") && via_contains(&headers, "p.example.net"));
     assert!(!via_contains(&headers, "orders-10") && !via_contains(&headers, "orders") && !via_contains(&headers, "2"));
-    append_via(&mut headers, Version::HTTP_11, "orders-2");
+    append_via(&mut headers, &via(Version::HTTP_11, "orders-2").unwrap());
     assert_eq!(headers[VIA], "1.0 fred, 1.1 p.example.net (comment), 2 orders-1, 1.1 orders-2");
     assert_eq!(headers.get_all(VIA).iter().count(), 1);
     assert!(via_contains(&headers, "orders-2"));
     let mut headers = HeaderMap::new();
-    append_via(&mut headers, Version::HTTP_2, "a");
+    append_via(&mut headers, &via(Version::HTTP_2, "a").unwrap());
     assert_eq!(headers[VIA], "2 a");
 }
 

@@ -25,7 +25,9 @@ pub fn set_deadline(headers: &mut HeaderMap, remaining: Duration) {
 
 /// Tells the next proxy how often this request was tried, this time included.
 pub fn set_attempt(headers: &mut HeaderMap, number: u32) {
-    headers.insert(HEDDLE_ATTEMPT, HeaderValue::from(number));
+    // Nearly always it is the first.
+    let number = if number == 1 { HeaderValue::from_static("1") } else { HeaderValue::from(number) };
+    headers.insert(HEDDLE_ATTEMPT, number);
 }
 
 /// What a response says about trying again. What cannot be understood means "not".

@@ -15,7 +15,8 @@ use super::{caller::Caller, trust::Proof};
 use crate::{
     authorize::{AtAccept, Authorizer, Peer},
     exchange::Exchange,
-    headers,
+    headers::{self, Origin},
+    identity::Credentials,
     listener::Arrival,
     open::Open,
     outcome::{Authorization, Direction, Error, ErrorKind, RequestOutcome},
@@ -33,6 +34,10 @@ pub(crate) struct Connection {
     /// The port asked for by a peer proxy. In plaintext the address dialled says it; where that is our own
     /// listener's, it is not known before a request names a host.
     wanted: Option<ClusterName>,
+    /// The port that all requests are for, as of this version of what is known of the mesh.
+    port: RefCell<Option<(u64, Rc<Port>)>>,
+    /// What the app is told of the caller, with these credentials of its own.
+    origin: RefCell<Option<(u64, Origin)>>,
     /// What was decided at accept, and by which policy.
     decided: RefCell<Option<(Arc<InboundPolicy>, u16, AtAccept)>>,
     /// Requests under way; policy may change.
@@ -82,6 +87,8 @@ impl Connection {
             arrival,
             caller,
             wanted,
+            port: RefCell::default(),
+            origin: RefCell::default(),
             decided: RefCell::default(),
             open: RefCell::default(),
             policy_changed: Notify::new(),
@@ -124,29 +131,44 @@ impl Connection {
     }
 
     /// The port that is called; `authority` says which in plaintext, where nothing else does.
-    pub(super) fn port(&self, authority: &HeaderValue) -> Result<Port, Error> {
-        let snapshot = self.worker.common.discovery.snapshot();
+    pub(super) fn port(&self, authority: &HeaderValue) -> Result<Rc<Port>, Error> {
+        let discovery = &self.worker.common.discovery;
+        // Before the question: what changes meanwhile is asked for the next time.
+        let version = discovery.version();
+        if let Some((of, port)) = &*self.port.borrow()
+            && *of == version
+        {
+            return Ok(port.clone());
+        }
+        let port = Rc::new(self.find_port(&discovery.snapshot(), authority)?);
+        if self.wanted.is_some() {
+            *self.port.borrow_mut() = Some((version, port.clone()));
+        }
+        Ok(port)
+    }
+
+    fn find_port(&self, snapshot: &Snapshot, authority: &HeaderValue) -> Result<Port, Error> {
         match &self.wanted {
-            Some(wanted) => find(&snapshot, wanted),
+            Some(wanted) => find(snapshot, wanted),
             None if self.caller.id().is_some() => {
                 Err(Error::new(ErrorKind::NotServed, "the caller's handshake names no port of a service"))
             }
-            None if self.arrival.redirected => find_dialled(&snapshot, self.arrival.local),
-            None => find_by_host(&snapshot, authority),
+            None if self.arrival.redirected => find_dialled(snapshot, self.arrival.local),
+            None => find_by_host(snapshot, authority),
         }
     }
 
     /// The port at which a request was let in, as policy describes it now. Of plaintext that was sent to the listener
     /// itself only the request said which; that is not asked again, as its target and its `Host` may have differed.
-    fn port_again(&self, name: &ClusterName) -> Result<Port, Error> {
+    fn port_again(&self, name: &ClusterName) -> Result<Rc<Port>, Error> {
         if self.wanted.is_some() || self.caller.id().is_some() || self.arrival.redirected {
             return self.only_port();
         }
-        find(&self.worker.common.discovery.snapshot(), name)
+        find(&self.worker.common.discovery.snapshot(), name).map(Rc::new)
     }
 
     /// The only one that it can be, where no request says more.
-    pub(super) fn only_port(&self) -> Result<Port, Error> {
+    pub(super) fn only_port(&self) -> Result<Rc<Port>, Error> {
         self.port(&HeaderValue::from_static(""))
     }
 
@@ -282,10 +304,20 @@ impl Connection {
 
     /// Takes off a request what its caller must not say, and says who it is.
     pub(super) fn sanitize(&self, parts: &mut Parts) {
-        let credentials = self.worker.common.identity.current();
-        let own = credentials.as_ref().map(|credentials| credentials.svid.id());
+        let identity = &self.worker.common.identity;
+        let epoch = identity.epoch();
+        let mut origin = self.origin.borrow_mut();
+        let (_, origin) = match &mut *origin {
+            Some(known) if known.0 == epoch => known,
+            other => other.insert((epoch, self.make_origin(identity.current().as_deref()))),
+        };
+        headers::sanitize_inbound(&mut parts.headers, origin);
+    }
+
+    fn make_origin(&self, credentials: Option<&Credentials>) -> Origin {
+        let own = credentials.map(|credentials| credentials.svid.id());
         let scheme = if self.caller.id().is_some() { "https" } else { "http" };
-        headers::sanitize_inbound(&mut parts.headers, self.caller.hop(), self.arrival.peer.ip(), scheme, own);
+        Origin::new(self.caller.hop(), self.arrival.peer.ip(), scheme, own)
     }
 
     fn recheck(&self) {

@@ -49,7 +49,7 @@ pub(super) async fn serve(
         Spoke::Caller(Detected::Tls(Some(name))) if connect::parse_server_name(name).is_some()
     );
     if let Some(found) = found(&first.spoke, is_peer) {
-        let port = connection.only_port().ok().map(|port| port.name);
+        let port = connection.only_port().ok().map(|port| port.name.clone());
         worker.learned.inbound(arrival.local, port, found);
     }
     match (first.spoke, first.app) {

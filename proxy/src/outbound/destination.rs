@@ -1,15 +1,15 @@
 //! What a connection is meant for, and what it speaks.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 
 use crate::{
     cluster::Cluster,
     config::DialName,
     connect::Carried,
     detect::{self, Detected},
-    discovery::Resolved,
+    discovery::{Mark, Resolved},
     learned::{Because, Found, LeadsTo, Speaks},
     outcome::{Error, ErrorKind},
     snapshot::{ClusterName, Protocol, Service, ServicePort},
@@ -42,6 +42,33 @@ pub(super) async fn resolve(worker: &Worker, name: &DialName) -> Result<Destinat
         Resolved::Service { service, port, instance } => Destination::Service { service, port, instance },
         Resolved::Outside => Destination::Outside(name.clone()),
     })
+}
+
+/// What the name of a connection leads to, asked anew when what is known of the mesh has changed.
+#[derive(Default)]
+pub(super) struct Kept(RefCell<Option<(u64, Rc<Destination>, Mark)>>);
+
+impl Kept {
+    /// As [`resolve`].
+    pub(super) async fn resolve(
+        &self,
+        worker: &Worker,
+        name: &DialName,
+        now: Instant,
+    ) -> Result<Rc<Destination>, Error> {
+        let discovery = &worker.common.discovery;
+        // Before the question: what changes meanwhile is asked for the next time.
+        let version = discovery.version();
+        if let Some((of, destination, mark)) = &*self.0.borrow()
+            && *of == version
+        {
+            discovery.used(mark, now);
+            return Ok(destination.clone());
+        }
+        let destination = Rc::new(resolve(worker, name).await?);
+        *self.0.borrow_mut() = discovery.marker(name).map(|mark| (version, destination.clone(), mark));
+        Ok(destination)
+    }
 }
 
 /// What a connection speaks, and how that is known where it is: as declared, else as its first bytes say.

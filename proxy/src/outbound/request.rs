@@ -1,6 +1,6 @@
 //! The stages of a request on its way out.
 
-use std::{net::SocketAddr, rc::Rc, time::SystemTime};
+use std::{borrow::Cow, net::SocketAddr, rc::Rc, time::SystemTime};
 
 use http::{
     HeaderValue, Request, Response, Version,
@@ -10,7 +10,10 @@ use http::{
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::Duration;
 
-use super::Destination;
+use super::{
+    Destination,
+    destination::{self, Kept},
+};
 use crate::{
     body::Body,
     cluster::{
@@ -36,6 +39,10 @@ pub(super) struct Connection {
     pub(super) arrival: Rc<Arrival>,
     /// Where it leads; `None` on an explicit proxy port, where each request says.
     pub(super) name: Option<DialName>,
+    /// What that name leads to.
+    kept: Kept,
+    /// What this proxy says of itself.
+    via: Option<HeaderValue>,
 }
 
 /// A request as it came.
@@ -74,6 +81,13 @@ pub(super) struct Rest {
 }
 
 impl Connection {
+    /// Without a name each request says where it goes.
+    pub(super) fn new(worker: &Rc<Worker>, arrival: &Rc<Arrival>, name: Option<DialName>, carried: Carried) -> Self {
+        let version = if carried == Carried::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        let via = headers::via(version, &worker.common.instance);
+        Self { worker: worker.clone(), arrival: arrival.clone(), name, kept: Kept::default(), via }
+    }
+
     /// A request begins.
     pub(super) fn begin(&self, parts: &Parts, grpc: bool) -> (Rc<Exchange>, TraceContext) {
         let rng = &mut *self.worker.rng.borrow_mut();
@@ -88,9 +102,9 @@ impl Connection {
     }
 
     /// Where a request is meant to go.
-    pub(super) fn destination(&self, parts: &Parts) -> Result<DialName, Error> {
+    pub(super) fn destination(&self, parts: &Parts) -> Result<Cow<'_, DialName>, Error> {
         if let Some(name) = &self.name {
-            return Ok(name.clone());
+            return Ok(Cow::Borrowed(name));
         }
         let not_proxied = |why: &str| Error::new(ErrorKind::NotProxyRequest, why.to_owned());
         let authority = parts
@@ -103,7 +117,16 @@ impl Connection {
         authority
             .as_str()
             .parse()
+            .map(Cow::Owned)
             .map_err(|error| Error::new(ErrorKind::BadRequest, format!("the URI's authority: {error}")))
+    }
+
+    /// What that leads to.
+    pub(super) async fn resolve(&self, name: &DialName, exchange: &Exchange) -> Result<Rc<Destination>, Error> {
+        match &self.name {
+            Some(name) => self.kept.resolve(&self.worker, name, exchange.started()).await,
+            None => destination::resolve(&self.worker, name).await.map(Rc::new),
+        }
     }
 
     /// A request that this proxy has sent before has come back.
@@ -120,7 +143,9 @@ impl Connection {
         headers::sanitize_outbound(&mut parts.headers);
         let id = headers::request_id(&mut parts.headers, &mut *self.worker.rng.borrow_mut());
         exchange.note(|outcome| outcome.request_id = Some(id));
-        headers::append_via(&mut parts.headers, parts.version, &self.worker.common.instance);
+        if let Some(via) = &self.via {
+            headers::append_via(&mut parts.headers, via);
+        }
     }
 
     /// Which rule the request matches, and where that leads.

@@ -143,7 +143,8 @@ impl RequestOutcome {
             authorization: None,
             peer_address,
             peer: None,
-            attempts: Vec::new(),
+            // Nearly always one.
+            attempts: Vec::with_capacity(1),
             retry_refused: None,
             request_bytes: 0,
             response_bytes: 0,

@@ -184,13 +184,16 @@ impl Watch {
     /// Runs a connection to its end.
     pub(super) async fn over(&self, mut connection: Pin<&mut impl Connection>, ending: Ending<'_>) -> Option<Cut> {
         let mut end = pin!(ending.come(self.multiplexed));
-        let mut has_ended = false;
+        let (mut asked, mut has_ended) = (false, false);
         let mut timer = None;
         let mut phase = Phase::Busy;
         let mut overdue = Overdue::new(self.idle_timeout);
         let mut half_closed = HalfClosed::default();
         poll_fn(|cx| {
-            if !has_ended && end.as_mut().poll(cx).is_ready() {
+            // Asked once, it wakes this task when the proxy's stage changes; not asked again before, as that costs a lock.
+            let look = !asked || ending.life.stage() > Stage::Serving;
+            asked = true;
+            if look && !has_ended && end.as_mut().poll(cx).is_ready() {
                 has_ended = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -22,7 +22,7 @@ use super::trace::Counts;
 use crate::{
     cluster::retry::Refusal,
     outcome::{Attempt, Authorization, ConnectionOutcome, Direction, ErrorKind, Outcome, RequestOutcome},
-    snapshot::Protocol,
+    snapshot::{ClusterName, Protocol, ServiceName},
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -84,9 +84,16 @@ pub(super) struct Cells {
 /// Names as labels have them; the memory is used again for each request.
 #[derive(Debug, Default)]
 struct Names {
-    service: String,
-    cluster: String,
+    service: Written<ServiceName>,
+    cluster: Written<ClusterName>,
     route: String,
+}
+
+/// A name as text. One request is mostly for what the one before was for: then it is not written anew.
+#[derive(Debug)]
+struct Written<T> {
+    of: Option<T>,
+    text: String,
 }
 
 impl Metrics {
@@ -274,7 +281,7 @@ impl Cells {
     fn request(&self, request: &RequestOutcome, signals: &Signals) {
         let mut names = self.names.borrow_mut();
         let Names { service, cluster, route } = &mut *names;
-        let service = write(service, request.service.as_ref());
+        let service = service.write(request.service.as_ref());
         let direction = direction(request.direction);
         let reason = request.error.as_ref().map(|error| error.kind.row().reason);
         let method = method(&request.method);
@@ -295,7 +302,7 @@ impl Cells {
                 }
             }
             Direction::Outbound => {
-                let cluster = write(cluster, request.cluster.as_ref());
+                let cluster = cluster.write(request.cluster.as_ref());
                 route.clear();
                 if let Some(rule) = &request.rule {
                     write!(route, "{}#{}", rule.route, rule.rule).expect("writing to a string");
@@ -344,7 +351,7 @@ impl Cells {
 
     fn connection(&self, connection: &ConnectionOutcome, signals: &Signals) {
         let mut names = self.names.borrow_mut();
-        let service = write(&mut names.service, connection.service.as_ref());
+        let service = names.service.write(connection.service.as_ref());
         let direction = direction(connection.direction);
         let result = connection.error.as_ref().map_or("ok", |error| error.kind.row().reason);
         self.connections.with([direction, service, protocol(connection.protocol), result], |cell| cell.add(1));
@@ -372,13 +379,24 @@ impl Cells {
     }
 }
 
-fn write<'a>(memory: &'a mut String, name: Option<&impl Display>) -> &'a str {
-    memory.clear();
-    match name {
-        Some(name) => write!(memory, "{name}").expect("writing to a string"),
-        None => memory.push_str("unknown"),
+impl<T: Clone + Display + PartialEq> Written<T> {
+    fn write(&mut self, name: Option<&T>) -> &str {
+        if self.text.is_empty() || self.of.as_ref() != name {
+            self.text.clear();
+            match name {
+                Some(name) => write!(self.text, "{name}").expect("writing to a string"),
+                None => self.text.push_str("unknown"),
+            }
+            self.of = name.cloned();
+        }
+        &self.text
     }
-    memory
+}
+
+impl<T> Default for Written<T> {
+    fn default() -> Self {
+        Self { of: None, text: String::new() }
+    }
 }
 
 fn is_of_handshake(kind: ErrorKind) -> bool {

@@ -24,6 +24,11 @@ const DEBUG: u8 = 2;
 /// count as come.
 pub(super) fn read(headers: &HeaderMap) -> (Option<Remote>, Formats) {
     let w3c = single(headers, &TRACEPARENT).and_then(read_w3c);
+    // Few have another: one look at all names instead of one for each that there could be.
+    let is_other = |name: &HeaderName| matches!(name.as_str().as_bytes(), b"b3" | [b'x', b'-', b'b', ..] | [b'u', ..]);
+    if !headers.keys().any(is_other) {
+        return (w3c, Formats { w3c: w3c.is_some(), ..Formats::default() });
+    }
     let b3_single = single(headers, &B3).and_then(read_b3_single);
     let b3_multi = read_b3_multi(headers);
     let jaeger = single(headers, &UBER_TRACE_ID).and_then(read_jaeger);
@@ -151,10 +156,10 @@ fn ids(trace: &str, span: &str) -> Option<(TraceId, SpanId)> {
 
 /// 1 to 32 hex digits; not what `from_str_radix` also takes: signs.
 fn hex(digits: &str) -> Option<u128> {
-    if digits.is_empty() || digits.len() > 32 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if digits.is_empty() || digits.len() > 32 {
         return None;
     }
-    u128::from_str_radix(digits, 16).ok()
+    digits.bytes().try_fold(0, |number, byte| Some(number << 4 | u128::from(char::from(byte).to_digit(16)?)))
 }
 
 /// W3C, and what came.
@@ -166,7 +171,7 @@ pub(super) fn write(context: &TraceContext, headers: &mut HeaderMap) {
         (false, false) => '0',
     };
     let flags = u8::from(*sampled) | other_flags;
-    set(headers, TRACEPARENT, format_args!("00-{trace_id}-{span_id}-{flags:02x}"));
+    headers.insert(TRACEPARENT, traceparent(trace_id, span_id, flags));
     if came_as.b3_single || came_as.b3_multi {
         let long = trace_id.to_string();
         let trace_id = if came_as.short { &long[16..] } else { &long };
@@ -195,6 +200,23 @@ pub(super) fn write(context: &TraceContext, headers: &mut HeaderMap) {
     if came_as.jaeger {
         let flags = if *debug { SAMPLED | DEBUG } else { u8::from(*sampled) };
         set(headers, UBER_TRACE_ID, format_args!("{trace_id}:{span_id}:0:{flags:x}"));
+    }
+}
+
+/// As `00-{trace_id}-{span_id}-{flags:02x}`, which every request needs and which the formatting of `std` makes slowly.
+fn traceparent(TraceId(trace): &TraceId, SpanId(span): &SpanId, flags: u8) -> HeaderValue {
+    let mut text = *b"00-________________________________-________________-__";
+    write_hex(&mut text[3..35], trace);
+    write_hex(&mut text[36..52], span);
+    write_hex(&mut text[53..55], &[flags]);
+    HeaderValue::from_bytes(&text).expect("hex digits and dashes")
+}
+
+fn write_hex(text: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (digits, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        digits[0] = DIGITS[usize::from(byte >> 4)];
+        digits[1] = DIGITS[usize::from(byte & 0xf)];
     }
 }
 

@@ -31,12 +31,8 @@ impl PeakEwma {
 
     pub(super) fn observe(&mut self, rtt: Duration, now: Instant) {
         let rtt = rtt.as_secs_f64();
-        if rtt > self.estimate(now) {
-            self.rtt = rtt;
-        } else {
-            let weight = self.weight(now);
-            self.rtt = self.rtt * weight + rtt * (1.0 - weight);
-        }
+        let weight = self.weight(now);
+        self.rtt = if rtt > self.rtt * weight { rtt } else { self.rtt * weight + rtt * (1.0 - weight) };
         self.at = now;
     }
 
