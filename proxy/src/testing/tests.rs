@@ -1,5 +1,6 @@
 //! Pairs of proxies, end to end.
 
+mod allocations;
 mod cut;
 mod drain;
 mod http;
