@@ -27,7 +27,7 @@ pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 pub const ISSUER_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 /// At most this far before the time of signing does a certificate become valid, for peers whose clock
 /// is behind; less for short-lived ones.
-pub const LONGEST_BACKDATE: Duration = Duration::from_secs(60);
+pub const LONGEST_BACKDATE: Duration = Duration::from_secs(3600);
 
 /// Signs SVIDs for one trust domain. A value: cheap to clone, and what changes it makes another.
 ///
@@ -250,6 +250,16 @@ impl Authority {
         let issuer = Issuer::create_intermediate(root, self.bundle.trust_domain(), now)?;
         let active = Slot { issuer: Arc::new(issuer), root: Some(Arc::clone(root)) };
         Ok(Self::new(self.bundle.clone(), active, self.prepared.clone()))
+    }
+
+    /// The root under which it signs; absent where its key is not here.
+    pub fn signing_root(&self) -> Option<&CertificateDer<'static>> {
+        self.active.root.as_ref().map(|root| root.certificate())
+    }
+
+    /// The root that is prepared to sign next.
+    pub fn prepared_root(&self) -> Option<&CertificateDer<'static>> {
+        self.prepared.as_ref()?.root.as_ref().map(|root| root.certificate())
     }
 
     /// Adds a new root to the bundle, under which nothing is signed yet. A root that was prepared

@@ -26,7 +26,7 @@ pub mod trust_bundle;
 pub mod trust_domain;
 pub mod verify;
 
-pub use authority::{Authority, AuthorityError, AuthorityPem, SignOptions};
+pub use authority::{Authority, AuthorityError, AuthorityPem, SignOptions, SlotPem};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use csr::CsrError;
 pub use spiffe_id::{SpiffeId, SpiffeIdError};

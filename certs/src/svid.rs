@@ -1,6 +1,13 @@
 //! X.509-SVIDs: a certificate chain that names a workload, with its key.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
 
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +26,8 @@ struct Inner {
     leaf: rules::Leaf,
     key: PrivateKeyDer<'static>,
     certified: Arc<CertifiedKey>,
+    /// Whether its time was seen to have come.
+    begun: AtomicBool,
 }
 
 /// Why something is no SVID.
@@ -59,7 +68,7 @@ impl Svid {
         let certified = CertifiedKey::new(chain, signing_key);
         // A key that cannot tell its public half counts as the wrong one.
         certified.keys_match().map_err(|_| SvidError::KeyMismatch)?;
-        Ok(Self(Arc::new(Inner { leaf, key, certified: Arc::new(certified) })))
+        Ok(Self(Arc::new(Inner { leaf, key, certified: Arc::new(certified), begun: AtomicBool::new(false) })))
     }
 
     /// Parses what [`Svid::to_pem`] and [`Svid::key_pem`] wrote.
@@ -93,9 +102,15 @@ impl Svid {
         self.0.leaf.not_after
     }
 
-    /// Whether it may be used at `now`.
+    /// Whether this process may prove itself with it at `now`. Once it could, a clock that is stepped back takes it
+    /// out of use no more: peers judge it by clocks of their own.
     pub fn check_validity(&self, now: SystemTime) -> Result<(), VerifyError> {
-        check_validity(self.not_before(), self.not_after(), now).map_err(|error| VerifyError::Own(Box::new(error)))
+        match check_validity(self.not_before(), self.not_after(), now) {
+            Ok(()) => self.0.begun.store(true, Ordering::Relaxed),
+            Err(VerifyError::NotYetValid { .. }) if self.0.begun.load(Ordering::Relaxed) => {}
+            Err(error) => return Err(VerifyError::Own(Box::new(error))),
+        }
+        Ok(())
     }
 
     /// The chain as PEM.
@@ -187,10 +202,12 @@ mod tests {
     #[test]
     fn its_own_validity_is_judged_by_the_time_given() {
         let svid = Ca::new().svid(|_| {});
-        assert_eq!(svid.check_validity(now()), Ok(()));
         for wrong in [now() - 2 * DAY, now() + 2 * DAY] {
             assert!(matches!(svid.check_validity(wrong), Err(VerifyError::Own(_))));
         }
+        assert_eq!(svid.check_validity(now()), Ok(()));
+        assert_eq!(svid.clone().check_validity(now() - 2 * DAY), Ok(()), "the clock was stepped back");
+        assert!(matches!(svid.check_validity(now() + 2 * DAY), Err(VerifyError::Own(_))));
     }
 
     #[test]

@@ -66,6 +66,12 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Show what `apply` would change.
     Diff(DiffArgs),
+    /// Show what a kind or one of its fields is for, with defaults and an example; needs no control plane.
+    Explain {
+        /// Kind (`services`, `svc`, `hr`, ...), or a field of it: `httproute.spec.rules.matches`.
+        #[arg(value_name = "KIND[.FIELD]")]
+        what: String,
+    },
     /// Go back to an earlier revision of all objects.
     Rollback(RollbackArgs),
     /// Show revisions, one revision's changes, or the difference of two.
@@ -76,6 +82,9 @@ pub(crate) enum Command {
     /// API tokens, with which people and programs use this command.
     #[command(subcommand)]
     ApiToken(ApiTokenCommand),
+    /// The mesh's root certificates: replace the one that signs, while traffic goes on.
+    #[command(subcommand)]
+    Root(RootCommand),
     /// Show the proxies: versions, certificates, who lags behind or rejected something.
     Status(StatusArgs),
     /// Run a command with a sidecar beside it.
@@ -221,7 +230,7 @@ pub(crate) struct DeleteArgs {
 /// `heddle rollback`.
 #[derive(Debug, Args)]
 pub(crate) struct RollbackArgs {
-    /// Which revision to go back to; default: the one before the last.
+    /// Which revision to go back to; default: one step back, and one further each time again.
     #[arg(long, value_name = "REVISION")]
     pub(crate) to: Option<u64>,
     /// Only if this is the newest revision still; without --to, that is made sure anyway.
@@ -298,8 +307,8 @@ pub(crate) enum ApiTokenCommand {
         /// What it may do.
         #[arg(long, value_enum, default_value = "viewer")]
         role: Role,
-        /// Write a context file with it here, readable by its owner only, for use with HEDDLE_CONFIG;
-        /// default: the token alone, on standard output.
+        /// Add a context with it to this context file, made if it is not there, readable by its owner only; for use
+        /// with HEDDLE_CONFIG. Default: the token alone, on standard output.
         #[arg(short = 'o', long = "output", value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -329,6 +338,31 @@ pub(crate) struct StatusArgs {
     /// Form of the answer.
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Format,
+}
+
+/// `heddle root`. Each step but `status` needs the role admin.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RootCommand {
+    /// Show the roots, how far proxies are, and what is next. Makes the context trust them all.
+    Status {
+        /// Form of the answer.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
+    },
+    /// Make a new root, which every proxy trusts from now on.
+    Prepare,
+    /// Sign under the new root from now on; refused while a proxy has not applied it.
+    Activate {
+        /// Do it all the same: a proxy that has not applied it refuses the others until it has.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Trust the old root no more; refused while a proxy may have a certificate of it.
+    Retire {
+        /// Do it all the same: a proxy with such a certificate is refused until it has another.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// `heddle context`.
@@ -378,6 +412,9 @@ mod tests {
             "heddle api-token create ci --role operator",
             "heddle --context a status --context b",
             "heddle completions zsh",
+            "heddle explain httproute.spec.rules",
+            "heddle root status -o json",
+            "heddle root retire --force",
             "heddle run --service orders.shop --port 80:8080 --upstream payments=9001 -- sh -c true --port",
         ] {
             assert!(parses(good), "{good}");

@@ -159,6 +159,21 @@ impl Overrides {
         Ok(context)
     }
 
+    /// Has a context of the file trust these certificates, PEM, from now on. Says whether that changed anything;
+    /// what does not come from the file stays as it is.
+    pub(crate) fn trust(&self, context: &Context, pem: &str) -> Result<bool, Error> {
+        if self.ca.is_some() || context.ca_pem.trim() == pem.trim() {
+            return Ok(false);
+        }
+        let path = self.path()?;
+        let Some(mut file) = ContextFile::read(&path)? else { return Ok(false) };
+        let same = |known: &&mut Context| known.name == context.name && known.ca_pem == context.ca_pem;
+        let Some(known) = file.contexts.iter_mut().find(same) else { return Ok(false) };
+        pem.clone_into(&mut known.ca_pem);
+        file.write(&path)?;
+        Ok(true)
+    }
+
     fn chosen(&self) -> Result<Context, Error> {
         let path = self.path()?;
         let file = ContextFile::read(&path)?.ok_or_else(|| ContextError::NoFile(path.clone()))?;
@@ -204,22 +219,52 @@ impl ContextFile {
 
     /// Replaces the file.
     pub(crate) fn write(&self, path: &Path) -> Result<(), Error> {
-        let text = crate::output::render(self, crate::output::Format::Yaml)?;
-        write_private(path, &text)
+        write_private(path, &self.text()?)
+    }
+
+    /// As it is written.
+    pub(crate) fn text(&self) -> Result<String, Error> {
+        crate::output::render(self, crate::output::Format::Yaml)
     }
 }
 
 /// Writes a file that only its owner can read, all or nothing.
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
-    let failed = |source| Error::File { doing: "cannot write", path: path.to_owned(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Temporary files are made with mode 0600; said again, since it is what this function promises.
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    file.as_file().set_permissions(PermissionsExt::from_mode(0o600)).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
+    PrivateFile::create(path)?.write(text)
+}
+
+/// A file to be that only its owner can read: made first, so that what is to be in it is not had in vain.
+pub(crate) struct PrivateFile {
+    path: PathBuf,
+    file: tempfile::NamedTempFile,
+}
+
+impl PrivateFile {
+    /// Makes it, beside the one whose place it will take.
+    pub(crate) fn create(path: &Path) -> Result<Self, Error> {
+        let failed = |source| cannot_write(path, source);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if path.is_dir() {
+            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+        }
+        // Temporary files are made with mode 0600; said again, since it is what this promises.
+        let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        file.as_file().set_permissions(PermissionsExt::from_mode(0o600)).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Puts it into its place, with this text.
+    pub(crate) fn write(mut self, text: &str) -> Result<(), Error> {
+        let failed = |source| cannot_write(&self.path, source);
+        self.file.write_all(text.as_bytes()).map_err(failed)?;
+        self.file.as_file().sync_all().map_err(failed)?;
+        self.file.persist(&self.path).map_err(|error| cannot_write(&self.path, error.error))?;
+        Ok(())
+    }
+}
+
+fn cannot_write(path: &Path, source: std::io::Error) -> Error {
+    Error::File { doing: "cannot write", path: path.to_owned(), source }
 }
 
 /// A file as text.
@@ -272,6 +317,22 @@ mod tests {
         overrides.address = Some("https://c:3".into());
         overrides.token = Some("t".into());
         assert_eq!(overrides.resolve().unwrap().ca_pem, "pem");
+    }
+
+    #[test]
+    fn a_context_takes_up_other_roots_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), TWO);
+        let overrides = Overrides { file: Some(path.clone()), ..Overrides::default() };
+        let context = overrides.resolve().unwrap();
+        assert!(!overrides.trust(&context, "pem-b\n").unwrap());
+        assert!(overrides.trust(&context, "pem-b pem-c").unwrap());
+        let file = ContextFile::read(&path).unwrap().unwrap();
+        let pems: Vec<_> = file.contexts.iter().map(|context| context.ca_pem.as_str()).collect();
+        assert_eq!(pems, ["pem-a", "pem-b pem-c"]);
+        assert_eq!(file.contexts[1].token, "token-b");
+        let other = Overrides { ca: Some(path), ..overrides.clone() };
+        assert!(!other.trust(&overrides.resolve().unwrap(), "x").unwrap(), "HEDDLE_CA is the user's affair");
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! `heddle get`.
 
+use std::collections::HashMap;
+
+use http::Method;
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use tokio::time::Instant;
 
@@ -13,7 +16,8 @@ use crate::{
     kind::Kind,
     object::{Object, list_value},
     output::{self, Format},
-    table::{self, Table},
+    revisions::items,
+    table::{self, READY, Table},
 };
 
 /// How long to wait before a watch that ended is taken up again.
@@ -45,7 +49,12 @@ pub(crate) async fn get(session: &Session, args: &GetArgs) -> Result<u8, Error> 
         ));
     }
     match args.output {
-        Format::Table => print_tables(&found, &scope),
+        Format::Table => {
+            for (kind, objects) in &mut found {
+                mark_ready(&session.client, *kind, objects).await?;
+            }
+            print_tables(&found, &scope)
+        }
         format => {
             let mut objects: Vec<Object> = found.into_iter().flat_map(|(_, objects)| objects).collect();
             match objects.as_slice() {
@@ -97,6 +106,23 @@ async fn fetch(
     Ok(Listing { items, resource_version: None })
 }
 
+/// Notes on workloads, for a table, whether they take traffic.
+async fn mark_ready(client: &Client, kind: Kind, objects: &mut [Object]) -> Result<(), Error> {
+    if kind.name != "Workload" || objects.is_empty() {
+        return Ok(());
+    }
+    let proxies = items(client.call(Method::GET, &["v1", "proxies"], &[], None).await?);
+    let ready: HashMap<&str, &Value> =
+        proxies.iter().filter_map(|proxy| Some((proxy.get("name")?.as_str()?, proxy.get("ready")?))).collect();
+    for object in objects {
+        let name = format!("{}/{}", object.namespace().unwrap_or_default(), object.name());
+        if let (Some(ready), Some(fields)) = (ready.get(name.as_str()), object.0.as_object_mut()) {
+            fields.insert(READY.trim_start_matches('/').to_owned(), (*ready).clone());
+        }
+    }
+    Ok(())
+}
+
 fn print_tables(found: &[(Kind, Vec<Object>)], scope: &Scope) -> Result<u8, Error> {
     let now = Timestamp::now();
     let mut texts = Vec::new();
@@ -120,6 +146,9 @@ fn print_tables(found: &[(Kind, Vec<Object>)], scope: &Scope) -> Result<u8, Erro
             Scope::Namespace(namespace) if namespaced => {
                 format!("no {kinds} in namespace {namespace} (-n NS names another, -A means all)\n")
             }
+            _ if kinds == "meshconfigs" => {
+                "no meshconfig: the defaults hold, which `heddle explain meshconfig.spec` shows\n".to_owned()
+            }
             _ => format!("no {kinds}\n"),
         });
     }
@@ -133,6 +162,9 @@ async fn watch(session: &Session, args: &GetArgs, kind: Kind, names: &[String], 
     let wanted = |object: &Object| names.is_empty() || names.iter().any(|name| name == object.name());
     let mut listing = session.client.list(kind, scope, selector).await?;
     listing.items.retain(wanted);
+    if args.output == Format::Table {
+        mark_ready(&session.client, kind, &mut listing.items).await?;
+    }
     let all = *scope == Scope::All;
     let mut table = Table::new(&table::headings(kind, all));
     for object in &listing.items {

@@ -1,5 +1,7 @@
 //! `heddle revisions` and `heddle rollback`.
 
+use std::collections::BTreeMap;
+
 use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -57,7 +59,7 @@ pub(crate) async fn rollback(session: &Session, args: &RollbackArgs) -> Result<u
     let (to, newest) = match args.to {
         Some(to) => (to, args.if_revision),
         None => {
-            let (to, newest) = previous(&list(session).await?).ok_or_else(|| {
+            let (to, newest) = one_back(&list(session).await?).ok_or_else(|| {
                 Error::NotFound("there is no earlier revision to go back to (--to 0 is the empty mesh)".to_owned())
             })?;
             // What somebody else commits meanwhile is not what was to be undone.
@@ -76,7 +78,10 @@ pub(crate) async fn rollback(session: &Session, args: &RollbackArgs) -> Result<u
         output::print(&apply::summary(&done, args.dry_run))?;
     }
     if !args.dry_run {
-        output::print(&format!("back at revision {to}\n"))?;
+        let made = done.revision.as_u64().filter(|_| !done.results.is_empty());
+        let made = made.map_or_else(String::new, |made| format!(", as revision {made}"));
+        let left = newest.map_or_else(String::new, |newest| format!("; `heddle rollback --to {newest}` undoes this"));
+        output::print(&format!("back at revision {to}{made}{left}\n"))?;
     }
     Ok(exit::OK)
 }
@@ -104,12 +109,25 @@ async fn difference(session: &Session, from: u64, to: u64) -> Result<Vec<Value>,
     Ok(items(answer))
 }
 
-/// The second highest revision number, and the highest.
-fn previous(revisions: &[Value]) -> Option<(u64, u64)> {
-    let mut numbers: Vec<u64> = revisions.iter().filter_map(|revision| revision.get("revision")?.as_u64()).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers.len().checked_sub(2).map(|index| (numbers[index], numbers[index + 1]))
+/// The revision before the one whose state is in force, and the newest. After a rollback the state in force is an
+/// earlier revision's, so that going back once more goes further back, and not forward again.
+fn one_back(revisions: &[Value]) -> Option<(u64, u64)> {
+    let numbers: BTreeMap<u64, &Value> =
+        revisions.iter().filter_map(|revision| Some((revision.get("revision")?.as_u64()?, revision))).collect();
+    let newest = *numbers.last_key_value()?.0;
+    let mut in_force = newest;
+    while let Some(earlier) = numbers.get(&in_force).and_then(|revision| rolled_back_to(revision)) {
+        if earlier >= in_force {
+            break;
+        }
+        in_force = earlier;
+    }
+    Some((*numbers.range(..in_force).next_back()?.0, newest))
+}
+
+/// The revision whose state a rollback made again.
+fn rolled_back_to(revision: &Value) -> Option<u64> {
+    revision.get("reason")?.as_str()?.strip_prefix("rollback to revision ")?.parse().ok()
 }
 
 fn table(revisions: &[Value], now: Timestamp) -> String {
@@ -152,12 +170,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_revision_before_the_last() {
+    fn one_step_back_and_one_further_each_time() {
         let revisions = |numbers: &[u64]| numbers.iter().map(|n| json!({"revision": n})).collect::<Vec<_>>();
-        assert_eq!(previous(&revisions(&[9, 7, 4])), Some((7, 9)));
-        assert_eq!(previous(&revisions(&[4, 7, 9])), Some((7, 9)));
-        assert_eq!(previous(&revisions(&[4])), None);
-        assert_eq!(previous(&[]), None);
+        assert_eq!(one_back(&revisions(&[9, 7, 4])), Some((7, 9)));
+        assert_eq!(one_back(&revisions(&[4, 7, 9])), Some((7, 9)));
+        assert_eq!(one_back(&revisions(&[4])), None);
+        assert_eq!(one_back(&[]), None);
+
+        let mut all = revisions(&[1, 2, 3, 4]);
+        for (made, to) in [(5, 3), (6, 2), (7, 1)] {
+            assert_eq!(one_back(&all), Some((to, made - 1)));
+            all.push(json!({"revision": made, "reason": format!("rollback to revision {to}")}));
+        }
+        assert_eq!(one_back(&all), None, "the first is in force");
+        all.push(json!({"revision": 8}));
+        assert_eq!(one_back(&all), Some((7, 8)), "a change after it is undone first");
+        all.push(json!({"revision": 9, "reason": "rollback to revision 9"}));
+        assert_eq!(one_back(&all), Some((8, 9)), "nonsense ends");
     }
 
     #[test]

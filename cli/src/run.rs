@@ -187,7 +187,7 @@ pub(crate) async fn run(session: impl Fn() -> Result<Session, Error>, args: RunA
         Err(error) => return Err(error),
     };
     let outcome = if args.command.is_empty() {
-        alone(&mut sidecar, &mut signals).await
+        alone(&args, &mut sidecar, &mut signals).await
     } else {
         let outcome = beside(&args, &mut sidecar, &mut signals).await;
         sidecar.command_gone().await;
@@ -233,8 +233,15 @@ async fn start(
 }
 
 /// The sidecar alone, until it ends or a signal comes.
-async fn alone(sidecar: &mut Sidecar, signals: &mut Signals) -> Result<u8, Error> {
+async fn alone(args: &RunArgs, sidecar: &mut Sidecar, signals: &mut Signals) -> Result<u8, Error> {
     let addresses = sidecar.addresses();
+    let app = match &args.service {
+        Some(service) => format!("; {service} gets calls here once an app that you start yourself listens"),
+        None => String::new(),
+    };
+    output::complain(&format!(
+        "heddle: no command was given, so only the sidecar runs{app} (`heddle run ... -- CMD` starts one beside it)\n"
+    ));
     output::complain(&format!(
         "heddle: the sidecar is ready; calls go through http_proxy={}\n",
         addresses.http_proxy_url()

@@ -71,6 +71,11 @@ fn troubles(proxy: &Value, now: Timestamp) -> Vec<String> {
     if connected(proxy) && proxy.get("ready").and_then(Value::as_bool) == Some(false) {
         found.push(format!("{name} takes no traffic: the command beside it accepts no connections"));
     }
+    if proxy.get("contested").and_then(Value::as_bool) == Some(true) {
+        found.push(format!(
+            "{name} is the name of several proxies, which take turns; give each one of its own (--workload)"
+        ));
+    }
     let expiry = proxy.get("certificateExpiry").and_then(Value::as_str);
     if expiry.and_then(|text| text.parse::<Timestamp>().ok()).is_some_and(|expiry| expiry <= now) {
         found.push(format!("{name}: its certificate {}", time::until(expiry, now)));
@@ -133,7 +138,7 @@ mod tests {
             json!({"name": "shop/web-1", "services": [], "connected": true, "ready": false, "since": "2026-08-01T11:59:55Z", "version": "0.1.0",
                 "resources": {"applied": 4, "pending": 1, "rejected": [{"resource": "Service shop/orders", "reason": "bad regex"}]},
                 "certificateExpiry": "2026-08-01T11:00:00Z"}),
-            json!({"name": "shop/old", "connected": false}),
+            json!({"name": "shop/old", "connected": false, "contested": true}),
         ];
         let all: Vec<String> = proxies.iter().flat_map(|proxy| troubles(proxy, now)).collect();
         assert_eq!(
@@ -147,7 +152,8 @@ mod tests {
              ! shop/web-1: its certificate expired 60m ago\n\
              ! shop/web-1 has not answered yet about 1 resource\n\
              ! shop/web-1 rejected Service shop/orders: bad regex\n\
-             ! shop/old is away: it goes on with what it had\n"
+             ! shop/old is away: it goes on with what it had\n\
+             ! shop/old is the name of several proxies, which take turns; give each one of its own (--workload)\n"
         );
     }
 }

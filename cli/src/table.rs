@@ -58,12 +58,15 @@ impl fmt::Display for Table {
     }
 }
 
+/// Where a workload carries whether it takes traffic, which its proxy tells and the object does not.
+pub(crate) const READY: &str = "/ready";
+
 /// The headings of a kind's table.
 pub(crate) fn headings(kind: Kind, namespaces: bool) -> Vec<&'static str> {
     let own: &[&str] = match kind.name {
         "MeshConfig" => &["DEFAULT", "EGRESS", "SUFFIXES", "SAMPLING"],
         "Service" => &["PORTS", "ACCOUNTS"],
-        "Workload" => &["ADDRESS", "SERVICES", "ZONE", "SOURCE"],
+        "Workload" => &["ADDRESS", "SERVICES", "READY", "ZONE", "SOURCE"],
         "HTTPRoute" | "GRPCRoute" => &["PARENTS", "HOSTNAMES", "RULES"],
         "TCPRoute" => &["PARENTS", "BACKENDS"],
         "TrafficPolicy" => &["TARGET", "SETS"],
@@ -121,6 +124,12 @@ fn own(kind: Kind, object: &Object) -> Vec<String> {
             vec![
                 inbound.map_or_else(|| text("/spec/address"), |port| format!("{}:{port}", text("/spec/address"))),
                 joined(object.list("/spec/services"), |service| service.get("name")?.as_str()),
+                match object.0.pointer(READY).and_then(Value::as_bool) {
+                    Some(true) => "yes",
+                    Some(false) => "no",
+                    None => "-",
+                }
+                .to_owned(),
                 text("/spec/zone"),
                 if registered { "registered" } else { "declared" }.to_owned(),
             ]
@@ -280,7 +289,7 @@ mod tests {
                     json!({"address": "10.0.0.1", "inboundPort": 15006, "services": [{"name": "a"}, {"name": "b"}]})
                 )
             ),
-            "shop | x | 10.0.0.1:15006 | a,b | - | declared | 60m"
+            "shop | x | 10.0.0.1:15006 | a,b | - | - | declared | 60m"
         );
         let mesh =
             json!({"metadata": {"name": "mesh"}, "spec": {"suffixes": ["mesh"], "telemetry": {"samplingRatio": 0.01}}});

@@ -10,7 +10,7 @@ use crate::{
     args::{ApiTokenCommand, Namespace, Role, TokenCommand},
     client::Client,
     commands::Session,
-    context::{Context, ContextFile, write_private},
+    context::{Context, ContextFile, PrivateFile, read_text},
     error::{Error, exit},
     output::{self, Format},
     revisions::items,
@@ -27,11 +27,12 @@ pub(crate) async fn join(session: &Session, command: TokenCommand) -> Result<u8,
     match command {
         TokenCommand::Create { account, namespace, ttl, uses, file } => {
             let (account, namespace) = qualified(session, &account, &namespace)?;
-            let join = create_join(client, &namespace, &account, &ttl.to_string(), uses).await?;
+            let target = file.as_deref().map(join_target).transpose()?;
+            let (id, join) = ask_join(client, &namespace, &account, &ttl.to_string(), uses).await?;
             let text = output::render(&join, Format::Json)?;
-            match file {
-                Some(path) => {
-                    write_private(&path, &text)?;
+            match file.zip(target) {
+                Some((path, target)) => {
+                    keep(client, "join-tokens", &id, target, &text).await?;
                     output::print(&format!(
                         "{} joins as {} within {ttl}{}\n",
                         path.display(),
@@ -69,16 +70,21 @@ pub(crate) async fn api(session: &Session, command: ApiTokenCommand) -> Result<u
                 Role::Operator => "operator",
                 Role::Viewer => "viewer",
             };
+            let target = file.as_deref().map(|path| context_target(&name, path)).transpose()?;
             let body = json!({ "name": name, "role": role });
             let made: Value = client.call(Method::POST, &["v1", "api-tokens"], &[], Some(&body)).await?;
             let token = made.get("token").and_then(Value::as_str).ok_or_else(|| Error::Answer {
                 request: "POST /v1/api-tokens".to_owned(),
                 reason: "it has no `token`".to_owned(),
             })?;
-            match file {
-                Some(path) => {
-                    write_context(client.context(), &name, token, &path)?;
-                    output::print(&format!("{} is a context file for {name} ({role})\n", path.display()))?;
+            match file.zip(target) {
+                Some((path, (mut contexts, target))) => {
+                    let context = Context { name: name.clone(), token: token.to_owned(), ..client.context().clone() };
+                    contexts.current_context.get_or_insert_with(|| name.clone());
+                    contexts.contexts.push(context);
+                    let id = made.get("id").and_then(Value::as_str).unwrap_or_default();
+                    keep(client, "api-tokens", id, target, &contexts.text()?).await?;
+                    output::print(&format!("{} has a context for {name} ({role})\n", path.display()))?;
                 }
                 None => output::print(&format!("{token}\n"))?,
             }
@@ -103,9 +109,50 @@ pub(crate) async fn create_join(
     ttl: &str,
     uses: u32,
 ) -> Result<Value, Error> {
+    Ok(ask_join(client, namespace, account, ttl, uses).await?.1)
+}
+
+/// The same, with the token's id.
+async fn ask_join(
+    client: &Client,
+    namespace: &str,
+    account: &str,
+    ttl: &str,
+    uses: u32,
+) -> Result<(String, Value), Error> {
     let body = json!({ "namespace": namespace, "serviceAccount": account, "ttl": ttl, "uses": uses });
     let answer: Value = client.call(Method::POST, &["v1", "join-tokens"], &[], Some(&body)).await?;
-    join_file(&answer)
+    Ok((answer.get("id").and_then(Value::as_str).unwrap_or_default().to_owned(), join_file(&answer)?))
+}
+
+/// Where a join file is to be written. One that is there already is replaced; anything else is not.
+fn join_target(path: &Path) -> Result<PrivateFile, Error> {
+    if path.exists() {
+        let there = serde_json::from_str::<Value>(&read_text(path)?).unwrap_or_default();
+        if !JOIN_FIELDS.iter().all(|field| there.get(field).is_some()) {
+            return Err(Error::Usage(format!("{} is there, and is no join file; name another", path.display())));
+        }
+    }
+    PrivateFile::create(path)
+}
+
+/// Where a context is to be written, with the contexts that are there: they stay.
+fn context_target(name: &str, path: &Path) -> Result<(ContextFile, PrivateFile), Error> {
+    let there = ContextFile::read(path)?.unwrap_or_default();
+    if there.contexts.iter().any(|context| context.name == name) {
+        let path = path.display();
+        return Err(Error::Usage(format!("{path} has a context {name:?} already; choose another name or file")));
+    }
+    Ok((there, PrivateFile::create(path)?))
+}
+
+/// Writes a new token to its file. If that fails nobody has the token, and it is deleted.
+async fn keep(client: &Client, plural: &str, id: &str, target: PrivateFile, text: &str) -> Result<(), Error> {
+    let written = target.write(text);
+    if written.is_err() {
+        client.call::<Value>(Method::DELETE, &["v1", plural, id], &[], None).await?;
+    }
+    written
 }
 
 fn join_file(answer: &Value) -> Result<Value, Error> {
@@ -139,11 +186,6 @@ pub(crate) fn split_name(typed: &str, namespace: Option<&str>, default: &str) ->
         return Err(Error::Usage(format!("{typed:?} names another namespace than --namespace {namespace}")));
     }
     Ok((name.to_owned(), own.or(namespace).unwrap_or(default).to_owned()))
-}
-
-fn write_context(like: &Context, name: &str, token: &str, path: &Path) -> Result<(), Error> {
-    let context = Context { name: name.to_owned(), token: token.to_owned(), ..like.clone() };
-    ContextFile { current_context: Some(name.to_owned()), contexts: vec![context] }.write(path)
 }
 
 fn list(
@@ -197,6 +239,33 @@ mod tests {
         for (typed, namespace) in [("orders.shop", Some("x")), ("a..c", None), ("", None), (".b", None), ("a.", None)] {
             assert_eq!(split(typed, namespace).unwrap_err().exit_code(), 2, "{typed}");
         }
+    }
+
+    #[test]
+    fn what_is_there_is_never_written_over_by_another_kind_of_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.yaml");
+        let known = "currentContext: admin\ncontexts: [{name: admin, address: 'https://a:1', caPem: x, token: t}]\n";
+        std::fs::write(&path, known).unwrap();
+        let error = |result: Result<(), Error>| result.unwrap_err().report(&output::Paint::plain());
+        let join = error(join_target(&path).map(drop));
+        assert!(join.contains("no join file"), "{join}");
+        let taken = error(context_target("admin", &path).map(drop));
+        assert!(taken.contains("already"), "{taken}");
+        let (contexts, target) = context_target("bob", &path).unwrap();
+        assert_eq!((contexts.contexts.len(), contexts.current_context.as_deref()), (1, Some("admin")));
+        drop(target);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), known);
+        let join = folder.path().join("join.json");
+        std::fs::write(
+            &join,
+            json!({"controlPlane": "", "trustDomain": "", "identity": "", "trustAnchors": "", "token": ""}).to_string(),
+        )
+        .unwrap();
+        assert!(join_target(&join).is_ok(), "an older join file");
+        assert!(context_target("bob", &join).is_err());
+        assert!(join_target(&folder.path().join("none/join.json")).is_err(), "before a token is made");
+        assert!(context_target("bob", folder.path()).is_err());
     }
 
     #[test]

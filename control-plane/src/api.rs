@@ -13,6 +13,7 @@ mod operation;
 mod proxies;
 mod refusal;
 mod revisions;
+mod roots;
 mod selector;
 mod status;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use http::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub use self::roots::{RootInfo, RootKeeper, RootPhase, RootRefusal, RootStatus, RootStep};
 pub use self::status::{ProxyResources, ProxyStatus, RejectedResource, StatusSource};
 use self::{
     auth::Doorkeeper,
@@ -71,6 +73,8 @@ pub struct ApiState {
     pub status: Arc<dyn StatusSource>,
     /// What a join file says besides the token.
     pub join: Arc<dyn JoinInfo>,
+    /// Under what certificates are.
+    pub roots: Arc<dyn RootKeeper>,
     /// The mesh's trust domain.
     pub trust_domain: TrustDomain,
     /// When it is raised, watches end.

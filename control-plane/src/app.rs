@@ -1,13 +1,10 @@
 //! The control plane as a whole: settings -> store -> registry -> discovery -> listeners.
 
+mod access;
 mod calls;
 mod tasks;
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use heddle_certs::{Clock, SystemClock};
@@ -24,7 +21,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use self::tasks::{needed, report_writes};
+pub use self::access::admin_token;
+use self::{
+    access::{bootstrap, reachable},
+    tasks::{needed, report_writes},
+};
 use crate::{
     api::{self, ApiState, JoinInfo},
     authority::{AuthorityFileError, Signer},
@@ -38,8 +39,9 @@ use crate::{
     metrics::Metrics,
     registration::Registrations,
     registry::{Registry, RegistryError},
+    rotation::Rotation,
     store::{OpenError, RedbOptions, RedbStore},
-    tokens::{self, ApiTokens, BootstrapError, ContextError, JoinTokens, Revocations, TokenError},
+    tokens::{ApiTokens, BootstrapError, JoinTokens, Revocations, TokenError},
 };
 
 const STORE: &str = "store.redb";
@@ -91,9 +93,12 @@ pub enum StartError {
     /// Revocations.
     #[error("what was revoked cannot be read")]
     Revocations(#[from] TokenError),
-    /// The first token.
-    #[error("the first admin token cannot be made")]
+    /// An admin token.
+    #[error("the admin token cannot be made")]
     Bootstrap(#[from] BootstrapError),
+    /// Nothing to make a token for.
+    #[error("setting dataDir: {} holds no control plane's data; name its folder with --data-dir", .0.display())]
+    NoData(PathBuf),
 }
 
 /// Why a control plane cannot go on.
@@ -125,6 +130,9 @@ pub struct App {
 }
 
 impl App {
+    /// File descriptors that it may come to use.
+    pub const DESCRIPTORS: u64 = (API_ROOM.connections + MESH_ROOM.connections + 100) as u64;
+
     /// Starts all of it. It is ready when this returns.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_at(config, SystemClock::shared()).await
@@ -171,6 +179,15 @@ impl App {
             metrics.clone(),
         )?;
         let certificate = Arc::new(certificate);
+        let roots = Arc::new(Rotation::new(
+            Arc::clone(&signer),
+            Arc::clone(&certificate),
+            hub.clone(),
+            Arc::clone(&registry),
+            config.svid_ttl,
+            config.lease,
+            Arc::clone(&clock),
+        ));
         let told = hub.clone();
         let maintain = Arc::clone(&certificate).maintain(watch.clone(), move |roots| told.set_bundle(roots));
         needed(&watch, &broken, maintain);
@@ -204,6 +221,7 @@ impl App {
                 registry: Arc::clone(&registry),
                 registrations: registrations.clone(),
             }),
+            roots,
             join: Arc::new(Join { address: join_address(&config, &addresses), signer }),
             trust_domain: config.trust_domain.clone(),
             drain: watch.clone(),
@@ -218,7 +236,8 @@ impl App {
         data.write(ADDRESSES, &text)?;
         health.set("started", true);
         let Addresses { api, mesh, health: health_address } = &addresses;
-        tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, "ready");
+        let data_dir = absolute(&config);
+        tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, data = %data_dir.display(), "ready");
         Ok(Self { addresses, registry, hub, revocations, health, broken, stop, stop_health, _data: data })
     }
 
@@ -340,42 +359,9 @@ fn answer(request: &Request<Incoming>, health: &Health, metrics: &Metrics) -> ht
     }
 }
 
-/// At the first start, makes an admin token and writes the context with which the CLI just works.
-async fn bootstrap(
-    tokens: &ApiTokens,
-    config: &Config,
-    addresses: &Addresses,
-    signer: &Signer,
-) -> Result<(), BootstrapError> {
-    let address = format!("https://{}", reachable(addresses.api));
-    let ca = signer.bundle().to_pem();
-    let write = async |token: &str| match &config.context_file {
-        Some(path) => {
-            tokens::write_context(path, &address, &ca, token)?;
-            tracing::info!(context = %path.display(), "made the admin token; `heddle` finds it there, as the current context");
-            Ok(())
-        }
-        None => Err(HandOverError::NoHome),
-    };
-    tokens.bootstrap::<HandOverError>(write).await.map(|_| ())
-}
-
-/// Why the first admin token could not be handed over.
-#[derive(Debug, thiserror::Error)]
-enum HandOverError {
-    #[error(transparent)]
-    Context(#[from] ContextError),
-    #[error("there is no home folder to write the admin's context to; name a file with --context-file")]
-    NoHome,
-}
-
-/// An address to call where one was bound to all addresses.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
-        _ => address,
-    }
+/// The data folder, whatever folder the process was started in.
+fn absolute(config: &Config) -> PathBuf {
+    std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone())
 }
 
 fn join_address(config: &Config, addresses: &Addresses) -> String {

@@ -2,6 +2,7 @@
 //! by all who sign.
 
 mod external;
+mod roots;
 
 use std::{
     path::{Path, PathBuf},
@@ -11,7 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use heddle_certs::{
-    Authority, AuthorityError, AuthorityPem, CertificateDer, Clock, SignOptions, SpiffeId, Svid, TrustBundle,
+    Authority, AuthorityError, AuthorityPem, CertificateDer, Clock, SignOptions, SlotPem, SpiffeId, Svid, TrustBundle,
     TrustDomain, rotation,
 };
 use heddle_runtime::private_dir::{PrivateDir, PrivateDirError};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::external::ExternalError;
 use self::external::{External, Stamps};
+pub use self::roots::{Phase, Root, RootError, Roots};
 use crate::metrics::Metrics;
 
 /// Everything about the own authority, in one file so that it changes as one.
@@ -61,6 +63,8 @@ pub enum AuthorityFileError {
 #[derive(Debug)]
 pub struct Signer {
     current: ArcSwap<Authority>,
+    /// Until when SVIDs under a root that signs no more may be valid. Locked while the authority is changed.
+    old_svids_end: Mutex<Option<SystemTime>>,
     trust_domain: TrustDomain,
     origin: Origin,
     clock: Arc<dyn Clock>,
@@ -92,6 +96,22 @@ struct AtRest {
     issuer_key_pem: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     root_key_pem: Option<String>,
+    /// What is to sign next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prepared: Option<SlotAtRest>,
+    /// Seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    old_svids_end: Option<u64>,
+}
+
+/// A prepared issuer at rest; its root is among the others.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SlotAtRest {
+    issuer_chain_pem: String,
+    issuer_key_pem: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    root_key_pem: Option<String>,
 }
 
 impl Signer {
@@ -104,18 +124,27 @@ impl Signer {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, AuthorityFileError> {
-        let (authority, origin) = match external {
+        let (authority, old_svids_end, origin) = match external {
             Some(path) => {
                 // Stamped first: what changes while it is read is read again.
                 let seen = Mutex::new(External { path }.stamps());
                 let pem = External { path }.read(data)?;
                 let authority = parse(trust_domain, &pem, &path.display().to_string())?;
-                (authority, Origin::External { path: path.to_owned(), data: Arc::clone(data), seen })
+                (authority, None, Origin::External { path: path.to_owned(), data: Arc::clone(data), seen })
             }
-            None => (load_or_make(trust_domain, data, &*clock)?, Origin::Own(Arc::clone(data))),
+            None => {
+                let (authority, old_svids_end) = load_or_make(trust_domain, data, &*clock)?;
+                (authority, old_svids_end, Origin::Own(Arc::clone(data)))
+            }
         };
-        let trust_domain = trust_domain.clone();
-        let signer = Self { current: ArcSwap::from_pointee(authority), trust_domain, origin, clock, metrics };
+        let signer = Self {
+            current: ArcSwap::from_pointee(authority),
+            old_svids_end: Mutex::new(old_svids_end),
+            trust_domain: trust_domain.clone(),
+            origin,
+            clock,
+            metrics,
+        };
         signer.report();
         Ok(signer)
     }
@@ -143,11 +172,12 @@ impl Signer {
     /// Replaces the issuing certificate when it is time, or takes up what somebody else has put in the place
     /// of theirs. Says whether the authority is another one now.
     pub fn maintain(&self) -> bool {
+        let old_svids_end = self.old_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load_full();
         let state = current.issuer_state(self.clock.now());
         let ends_soon = matches!(state, rotation::State::Renew | rotation::State::Expired);
         let replaced = match &self.origin {
-            Origin::Own(data) if ends_soon => self.renew_issuer(&current, data).map(|()| true),
+            Origin::Own(data) if ends_soon => self.renew_issuer(&current, *old_svids_end, data).map(|()| true),
             Origin::Own(_) => Ok(false),
             Origin::External { path, data, seen } => self.reload(path, data, seen),
         };
@@ -185,9 +215,14 @@ impl Signer {
         Ok(true)
     }
 
-    fn renew_issuer(&self, current: &Authority, data: &PrivateDir) -> Result<(), AuthorityFileError> {
+    fn renew_issuer(
+        &self,
+        current: &Authority,
+        old_svids_end: Option<SystemTime>,
+        data: &PrivateDir,
+    ) -> Result<(), AuthorityFileError> {
         let renewed = current.renew_issuer(self.clock.now()).map_err(|source| unusable(AUTHORITY, source))?;
-        save(data, &renewed)?;
+        save(data, &renewed, old_svids_end)?;
         tracing::info!("made a new issuing certificate");
         self.current.store(Arc::new(renewed));
         Ok(())
@@ -217,13 +252,13 @@ fn load_or_make(
     trust_domain: &TrustDomain,
     data: &PrivateDir,
     clock: &dyn Clock,
-) -> Result<Authority, AuthorityFileError> {
+) -> Result<(Authority, Option<SystemTime>), AuthorityFileError> {
     let Some(bytes) = data.read(AUTHORITY)? else {
         let made = Authority::create(trust_domain.clone(), clock.now());
         let made = made.map_err(|source| unusable(AUTHORITY, source))?;
-        save(data, &made)?;
+        save(data, &made, None)?;
         tracing::info!(%trust_domain, "made a new authority");
-        return Ok(made);
+        return Ok((made, None));
     };
     let rest: AtRest = serde_json::from_slice(&bytes).map_err(AuthorityFileError::Damaged)?;
     if rest.trust_domain != trust_domain.as_str() {
@@ -236,12 +271,18 @@ fn load_or_make(
         issuer_chain_pem: rest.issuer_chain_pem,
         issuer_key_pem: rest.issuer_key_pem,
         root_key_pem: rest.root_key_pem,
-        prepared: None,
+        prepared: rest.prepared.map(|SlotAtRest { issuer_chain_pem, issuer_key_pem, root_key_pem }| SlotPem {
+            issuer_chain_pem,
+            issuer_key_pem,
+            root_key_pem,
+        }),
     };
-    parse(trust_domain, &pem, AUTHORITY)
+    let old_svids_end = rest.old_svids_end.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+    Ok((parse(trust_domain, &pem, AUTHORITY)?, old_svids_end))
 }
 
-fn save(data: &PrivateDir, authority: &Authority) -> Result<(), PrivateDirError> {
+/// All of it at once: whoever reads it after a crash finds one step or the next, whole.
+fn save(data: &PrivateDir, authority: &Authority, old_svids_end: Option<SystemTime>) -> Result<(), PrivateDirError> {
     let pem = authority.to_pem();
     let rest = AtRest {
         trust_domain: authority.bundle().trust_domain().to_string(),
@@ -250,6 +291,13 @@ fn save(data: &PrivateDir, authority: &Authority) -> Result<(), PrivateDirError>
         issuer_chain_pem: pem.issuer_chain_pem,
         issuer_key_pem: pem.issuer_key_pem,
         root_key_pem: pem.root_key_pem,
+        prepared: pem.prepared.map(|SlotPem { issuer_chain_pem, issuer_key_pem, root_key_pem }| SlotAtRest {
+            issuer_chain_pem,
+            issuer_key_pem,
+            root_key_pem,
+        }),
+        // Rounded up: none may be left then.
+        old_svids_end: old_svids_end.map(|end| u64::try_from(seconds(end)).unwrap_or_default() + 1),
     };
     let text = serde_json::to_vec_pretty(&rest).expect("text and numbers are JSON");
     data.write(AUTHORITY, &text)

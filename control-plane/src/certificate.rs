@@ -97,9 +97,13 @@ impl Certificate {
 
     /// Under another authority it is due at once.
     fn renew_if_due(&self, replaced: bool) {
-        if !replaced && self.clock.now() < self.current.load().renew_at {
-            return;
+        if replaced || self.clock.now() >= self.current.load().renew_at {
+            self.renew();
         }
+    }
+
+    /// Signs it anew, for connections made from now on; they are judged by the roots of now, too.
+    pub fn renew(&self) {
         match sign(&self.signer, &self.id, &self.names, self.ttl, &self.clock, &self.metrics) {
             Ok(current) => {
                 self.current.store(Arc::new(current));

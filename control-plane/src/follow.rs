@@ -110,6 +110,7 @@ impl StatusSource for Findings {
                     address: Some(registration.address.to_string()),
                     connected: false,
                     ready: Some(self.registrations.is_ready(&registration.name)),
+                    contested: self.registrations.is_contested(&registration.name),
                     since: None,
                     version: registration.version.clone(),
                     resources: ProxyResources::default(),
@@ -128,6 +129,7 @@ impl StatusSource for Findings {
 }
 
 fn connected(report: ProxyReport, registered: Option<ProxyStatus>) -> ProxyStatus {
+    let contested = registered.as_ref().is_some_and(|registered| registered.contested);
     let (address, ready) = registered.map_or((None, None), |registered| (registered.address, registered.ready));
     let rejected = |(resource, reason)| RejectedResource { resource, reason };
     ProxyStatus {
@@ -137,6 +139,7 @@ fn connected(report: ProxyReport, registered: Option<ProxyStatus>) -> ProxyStatu
         address,
         connected: true,
         ready,
+        contested,
         since: Some(rfc3339(report.proxy.since)),
         version: report.proxy.version,
         resources: ProxyResources {
@@ -148,6 +151,6 @@ fn connected(report: ProxyReport, registered: Option<ProxyStatus>) -> ProxyStatu
     }
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     Timestamp::try_from(time).map(|time| format!("{time:.0}")).unwrap_or_default()
 }

@@ -19,6 +19,7 @@ mod pace;
 pub mod peer;
 pub mod registration;
 pub mod registry;
+pub mod rotation;
 pub mod store;
 pub mod tokens;
 mod turns;

@@ -3,19 +3,42 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use heddle_certs::SystemClock;
 use heddle_control_plane::{
-    app::App,
+    app::{self, App},
     config::{Config, written::Flags},
 };
-use heddle_runtime::{signal, telemetry};
+use heddle_runtime::{descriptors, signal, telemetry};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+// Its text is that of the flags.
+#[derive(Parser)]
+#[command(name = "heddle-control-plane", version, args_conflicts_with_subcommands = true)]
+struct Line {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(subcommand)]
+    command: Option<Other>,
+}
+
+#[derive(Subcommand)]
+enum Other {
+    /// Make another admin token while the control plane does not run, for whoever has lost the first one, and write a
+    /// context with it to the context file.
+    AdminToken(Flags),
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let code = match run(Flags::parse()).await {
+    let line = Line::parse();
+    let done = match line.command {
+        Some(Other::AdminToken(flags)) => admin_token(flags).await,
+        None => run(line.flags).await,
+    };
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             telemetry::say(&format!("heddle-control-plane: {error:#}"));
@@ -26,10 +49,27 @@ async fn main() -> ExitCode {
     code
 }
 
-async fn run(flags: Flags) -> anyhow::Result<()> {
+fn config(flags: Flags) -> anyhow::Result<Config> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    let config = Config::new(flags.merge()?, home)?;
+    Ok(Config::new(flags.merge()?, home)?)
+}
+
+async fn admin_token(flags: Flags) -> anyhow::Result<()> {
+    let written = app::admin_token(&config(flags)?, SystemClock::shared()).await?;
+    println!("made an admin token; it is in context {} of {}", written.name, written.path.display());
+    if let Some((old, new)) = written.renamed {
+        println!("context {old}, of the same address, is kept, and is called {new} now");
+    }
+    if let Some(current) = written.current {
+        println!("the current context is still {current}; `heddle context use {}` changes that", written.name);
+    }
+    Ok(())
+}
+
+async fn run(flags: Flags) -> anyhow::Result<()> {
+    let config = config(flags)?;
     telemetry::init_logging(&config.log, config.log_format).context("setting log")?;
+    descriptors::raise(App::DESCRIPTORS, "as many connections may come in, of proxies and for the API");
     let app = App::start(config).await?;
     tokio::select! {
         signal = signal::shutdown() => tracing::info!(signal = %signal?, "stopping"),

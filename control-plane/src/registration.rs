@@ -5,6 +5,7 @@
 //! that it is alive is kept in memory, so that a renewal writes nothing.
 
 mod check;
+mod contested;
 mod leases;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ use heddle_runtime::drain;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status};
 
-use self::leases::Leases;
+use self::{contested::Contested, leases::Leases};
 use crate::{
     discovery::Hub,
     mesh::Registered,
@@ -55,6 +56,7 @@ struct Shared {
     registry: Arc<Registry>,
     hub: Hub,
     leases: Mutex<Leases>,
+    contested: Mutex<Contested>,
     /// Who writes or removes a registration holds the turn of its name, so that a lease that ends and one
     /// that begins anew do not cross.
     turns: Turns,
@@ -66,7 +68,8 @@ impl Registrations {
     /// No workloads yet; leases have this length.
     pub fn new(registry: Arc<Registry>, hub: Hub, lease: Duration, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         let leases = Mutex::new(Leases::new(lease));
-        Self(Arc::new(Shared { registry, hub, leases, turns: Turns::default(), clock, metrics }))
+        let (contested, turns) = Default::default();
+        Self(Arc::new(Shared { registry, hub, leases, contested, turns, clock, metrics }))
     }
 
     /// The service.
@@ -85,6 +88,11 @@ impl Registrations {
     /// Whether a registered workload takes traffic.
     pub fn is_ready(&self, name: &Name) -> bool {
         self.leases().is_ready(name)
+    }
+
+    /// Whether several proxies of one identity seem to call themselves this, and take turns.
+    pub fn is_contested(&self, name: &Name) -> bool {
+        self.contested().is_contested(name, Instant::now())
     }
 
     /// A registration is gone from the store.
@@ -107,6 +115,7 @@ impl Registrations {
     }
 
     async fn expire_once(&self, now: Instant) {
+        self.contested().sweep(now);
         let ended = self.leases().expire(now, LOOK);
         for some in ended.chunks(EXPIRED_AT_ONCE) {
             self.remove_expired(some, now).await;
@@ -206,6 +215,15 @@ impl Registrations {
             return Err(Status::aborted(format!("workload {name} changed meanwhile; try again")));
         }
         drop(turn);
+        if let Some(known) = known.filter(|known| known.address != registration.address)
+            && self.contested().moved(name, Instant::now())
+        {
+            tracing::warn!(
+                workload = %name,
+                addresses = %format_args!("{} and {}", known.address, registration.address),
+                "several proxies call themselves this and take turns; give each a name of its own (--workload)"
+            );
+        }
         self.supersede(registration).await?;
         tracing::info!(
             workload = %registration.name,
@@ -269,6 +287,10 @@ impl Registrations {
         let acknowledged =
             self.0.hub.reached(seen, deadline).await && self.0.hub.endpoints_settled(&services, deadline).await;
         Ok(DeregisterResponse { acknowledged })
+    }
+
+    fn contested(&self) -> MutexGuard<'_, Contested> {
+        self.0.contested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {

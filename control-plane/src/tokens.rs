@@ -11,7 +11,7 @@ mod tests;
 
 pub use self::{
     api::{ApiToken, ApiTokens, BootstrapError, Role, TokenError},
-    context::{ContextError, write_context},
+    context::{ContextError, WrittenContext, write_context},
     join::{JoinToken, JoinTokens, NewJoinToken, RedeemError, Redeemed},
     revocations::{Revocation, Revocations, fingerprint},
 };

@@ -18,7 +18,7 @@ use std::{
 
 use heddle_certs::SystemClock;
 use heddle_runtime::{
-    process,
+    descriptors, process,
     telemetry::{self as log, Format, LogHandle, init_logging},
 };
 use tokio::sync::watch;
@@ -116,10 +116,15 @@ fn live(flags: &file::Flags) -> ExitCode {
     if let Some(parent) = flags.parent {
         follow(parent);
     }
+    // A few for the process itself.
+    let listeners = 1 + config.outbound.captured.len() + usize::from(config.outbound.http_proxy.is_some());
+    let listeners = listeners + config.outbound.upstreams.len();
+    let needed = (2 * config.limits.max_connections * listeners + 100) as u64;
     let running = match start(config, Some(log)) {
         Ok(running) => running,
         Err(error) => return complain(causes(&error)),
     };
+    descriptors::raise(needed, "each connection that a listener takes needs another one onwards");
     signals.block_on(until_the_end(running, first))
 }
 

@@ -199,12 +199,32 @@ async fn connect_mesh(
 }
 
 async fn connect_tcp(address: SocketAddr) -> Result<TcpStream, Error> {
-    let tcp = TcpStream::connect(address)
-        .await
-        .map_err(|error| Error::new(ErrorKind::ConnectFailed, format!("{address}: {error}")))?;
+    let tcp = TcpStream::connect(address).await.map_err(|error| connect_error(address, &error))?;
     // It fails only for a socket that is dead already, which writing will tell.
     let _ = tcp.set_nodelay(true);
     Ok(tcp)
+}
+
+fn connect_error(address: SocketAddr, error: &io::Error) -> Error {
+    use rustix::io::Errno;
+    let is_own = Errno::from_io_error(error).is_some_and(|errno| {
+        matches!(
+            errno,
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                | Errno::ACCESS
+                | Errno::PERM
+        )
+    });
+    if is_own {
+        // It says nothing of whoever listens there.
+        let detail = format!("this host gives no connection to {address}: {error}");
+        return Error::new(ErrorKind::Overloaded, detail);
+    }
+    Error::new(ErrorKind::ConnectFailed, format!("{address}: {error}"))
 }
 
 /// Has the kernel notice that the other end is gone without a word.

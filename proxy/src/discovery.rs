@@ -33,7 +33,7 @@ pub(crate) use self::{
 use crate::{
     config::DialName,
     outcome::{Error, ErrorKind},
-    snapshot::{ClusterName, Destination, Endpoints, Service, Snapshot},
+    snapshot::{ClusterName, Destination, Endpoints, Service, ServiceName, Snapshot},
 };
 
 /// Destinations that may wait to be noted by the task.
@@ -156,8 +156,8 @@ impl Discovery {
     /// Marks the destination as used.
     ///
     /// # Errors
-    /// `UnknownDestination` (of the mesh, but no service), `EgressDenied` (outside the mesh),
-    /// `DiscoveryTimeout` (no answer in time), `NotReady` (nothing is known of the mesh yet).
+    /// `UnknownDestination` (of the mesh, but no service), `UnknownPort` (a service without it), `EgressDenied`
+    /// (outside the mesh), `DiscoveryTimeout` (no answer in time), `NotReady` (nothing is known of the mesh yet).
     pub async fn resolve(&self, name: &DialName) -> Result<Resolved, Error> {
         let full = self.complete(name);
         let snapshot = self.shared.snapshot.load();
@@ -221,6 +221,13 @@ impl Discovery {
         let Some(mesh) = &snapshot.mesh else {
             return Err(Error::new(ErrorKind::NotReady, format!("whether {full} is of the mesh is not known yet")));
         };
+        let service = service_of(full, &mesh.suffixes);
+        let known = service.as_ref().and_then(|service| snapshot.services.get(service));
+        if let Some(known) = known.filter(|known| !known.ports.contains_key(&name.port)) {
+            let ports = known.ports.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let detail = format!("{} has no port {}; it has {ports}", known.name, name.port);
+            return Err(Error::new(ErrorKind::UnknownPort, detail));
+        }
         let of_mesh = match name.host.parse::<IpAddr>() {
             Ok(ip) => snapshot.is_mesh_address(ip),
             Err(_) => {
@@ -236,7 +243,16 @@ impl Discovery {
             }
         };
         if of_mesh {
-            Err(Error::new(ErrorKind::UnknownDestination, format!("no service of the mesh is called {full}")))
+            let detail = match service {
+                // That one of its services has other ports, it is told only with the service.
+                Some(ServiceName { namespace, name: service }) => format!(
+                    "no service of the mesh is called {service}.{namespace} and has port {}; `heddle get service \
+                     {service} -n {namespace}` shows the ports that it has",
+                    name.port
+                ),
+                None => format!("no service of the mesh is called {full}"),
+            };
+            Err(Error::new(ErrorKind::UnknownDestination, detail))
         } else if mesh.egress_allow {
             Ok(Resolved::Outside)
         } else {
@@ -344,6 +360,15 @@ impl Shared {
         self.version.fetch_add(1, Ordering::Release);
         self.changed.send_modify(|version| *version += 1);
     }
+}
+
+/// The service that a full name means by its form alone: `service.namespace`, or the same with a suffix of the mesh.
+fn service_of(full: &str, suffixes: &[String]) -> Option<ServiceName> {
+    let (host, _) = full.rsplit_once(':')?;
+    let below = |suffix: &String| host.strip_suffix(suffix.as_str())?.strip_suffix('.');
+    let (name, namespace) = suffixes.iter().find_map(below).unwrap_or(host).split_once('.')?;
+    let is_one = !name.is_empty() && !namespace.is_empty() && !namespace.contains(['.', ':']);
+    is_one.then(|| ServiceName { namespace: namespace.into(), name: name.into() })
 }
 
 /// The task's end of a [`Discovery`].

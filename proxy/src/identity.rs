@@ -17,7 +17,6 @@ use std::{
 use arc_swap::ArcSwapOption;
 use heddle_certs::{
     Clock, SpiffeId, Svid, TrustBundle,
-    rotation::{self, State},
     tls::{self, ClientAuth},
 };
 use tokio::{sync::watch, time::Instant};
@@ -287,8 +286,7 @@ impl Credentials {
 }
 
 fn is_valid(svid: &Svid, clock: &dyn Clock) -> bool {
-    let state = rotation::state(clock.now(), svid.not_before(), svid.not_after(), svid.not_after());
-    matches!(state, State::Valid | State::Renew)
+    svid.check_validity(clock.now()).is_ok()
 }
 
 impl fmt::Debug for Credentials {

@@ -39,7 +39,7 @@ pub enum ErrorKind {
     NoEndpoints,
     /// Every endpoint is ejected: the circuit is open.
     CircuitOpen,
-    /// More requests in flight or waiting than the cluster's limits allow.
+    /// More requests in flight or waiting than the cluster's limits allow, or more connections than this host gives.
     Overloaded,
     /// A TCP connection could not be made.
     ConnectFailed,

@@ -6,4 +6,5 @@ mod docs;
 mod jaeger;
 mod life;
 mod resilience;
+mod roots;
 mod world;

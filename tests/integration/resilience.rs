@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use heddle_tests::{app::App, eventually};
+use heddle_tests::{app::App, eventually, mesh::ProxySpec};
 use http::StatusCode;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
-use crate::world::{ECHO, World, serving};
+use crate::world::{ECHO, World, calling, serving};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sick_instance_is_retried_around_and_ejected() {
@@ -100,4 +104,54 @@ spec:
         .filter(|answer| answer.headers().get("heddle-error").is_some_and(|reason| reason == "overloaded"))
         .count();
     assert!(overloaded >= 15, "{overloaded} of 20 were refused at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_descriptors_a_proxy_blames_itself_and_no_endpoint() {
+    let mut world = World::start().await;
+    let few = r#"ulimit -Sn 60 && ulimit -Hn 160 && exec "$@""#;
+    let wrapper = ["sh", "-c", few, "sh"].map(str::to_owned).to_vec();
+    let caller = ProxySpec { wrapper, workload: "client-2".to_owned(), ..calling("client") };
+    let caller = world.mesh.proxy("test", caller).await;
+    let pid = caller.process.id();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("a running process");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line of it");
+    assert_eq!(files.split_whitespace().skip(3).collect::<Vec<_>>(), ["160", "160", "files"], "raised");
+
+    let port = caller.addresses.http_proxy.expect("an HTTP proxy port");
+    let mut first = TcpStream::connect(port).await.expect("a connection");
+    let mut others = Vec::new();
+    for _ in 0..200 {
+        others.push(TcpStream::connect(port).await.expect("a connection"));
+    }
+    let open = || std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a running process").count();
+    eventually("the proxy to have no descriptor left", Duration::from_secs(10), || async {
+        if open() >= 160 { Ok(()) } else { Err(format!("{} open", open())) }
+    })
+    .await;
+    // As often as would eject an endpoint.
+    for _ in 0..10 {
+        let answer = ask(&mut first).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("heddle-error: overloaded"), "{answer}");
+    }
+    drop(others);
+    eventually("descriptors", Duration::from_secs(10), || async {
+        if open() < 100 { Ok(()) } else { Err(format!("{} open", open())) }
+    })
+    .await;
+    let answer = ask(&mut first).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(caller.metric("heddle_ejections_total", &[]).await, 0.0);
+}
+
+/// A request on a connection to an HTTP proxy port, and the head of its answer.
+async fn ask(connection: &mut TcpStream) -> String {
+    connection.write_all(b"HEAD http://echo.test/ HTTP/1.1\r\nhost: echo.test\r\n\r\n").await.expect("sent");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let read = connection.read_buf(&mut answer);
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await.expect("an answer in time");
+        assert_ne!(read.expect("an answer"), 0, "closed after {answer:?}");
+    }
+    String::from_utf8_lossy(&answer).to_lowercase().replacen("http/1.1", "HTTP/1.1", 1)
 }

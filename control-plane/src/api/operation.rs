@@ -15,7 +15,7 @@ use super::{
     call::Call,
     objects, proxies,
     refusal::{Refusal, Why},
-    revisions, tokens, transactions, types,
+    revisions, roots, tokens, transactions, types,
 };
 use crate::tokens::{Revocation, Role};
 
@@ -99,6 +99,9 @@ fn flag() -> Value {
 
 const DRY_RUN: Param =
     Param { name: "dryRun", description: "Check and answer as if it were done, and do nothing.", schema: flag };
+
+const FORCE: Param =
+    Param { name: "force", description: "Do it even while a proxy is not ready for it.", schema: flag };
 
 const SELECTOR: Param = Param {
     name: "labelSelector",
@@ -184,6 +187,7 @@ pub(super) fn all(definitions: &mut Definitions) -> Vec<Operation> {
     }
     of_registry(definitions, &mut operations);
     of_tokens(definitions, &mut operations);
+    of_roots(definitions, &mut operations);
     operations
 }
 
@@ -404,6 +408,69 @@ fn of_registry(definitions: &mut Definitions, operations: &mut Vec<Operation>) {
         Operation {
             answers: vec![(StatusCode::OK, "All that are known.", Some(definitions.of::<types::ProxyList>()))],
             ..simple("listProxies", Method::GET, "/v1/proxies", "List proxies", Role::Viewer, handler!(proxies::list))
+        },
+    );
+}
+
+fn of_roots(definitions: &mut Definitions, operations: &mut Vec<Operation>) {
+    let status = definitions.of::<roots::RootStatus>();
+    let mut add = |description: &'static str, operation: Operation| {
+        let answers = vec![(StatusCode::OK, description, Some(status.clone()))];
+        operations.push(Operation { tag: "Roots", answers, ..operation });
+    };
+    add(
+        "The roots.",
+        simple(
+            "getRoots",
+            Method::GET,
+            "/v1/roots",
+            "Show the mesh's roots, and how far proxies are",
+            Role::Viewer,
+            handler!(roots::get),
+        ),
+    );
+    add(
+        "It is trusted.",
+        Operation {
+            refusals: &[Why::Conflict],
+            ..simple(
+                "prepareRoot",
+                Method::POST,
+                "/v1/roots/prepare",
+                "Make a new root, and trust it from now on",
+                Role::Admin,
+                handler!(roots::prepare),
+            )
+        },
+    );
+    add(
+        "It signs.",
+        Operation {
+            query: &[FORCE],
+            refusals: &[Why::Conflict],
+            ..simple(
+                "activateRoot",
+                Method::POST,
+                "/v1/roots/activate",
+                "Sign under the prepared root from now on",
+                Role::Admin,
+                handler!(roots::activate),
+            )
+        },
+    );
+    add(
+        "It is the only one.",
+        Operation {
+            query: &[FORCE],
+            refusals: &[Why::Conflict],
+            ..simple(
+                "retireRoots",
+                Method::POST,
+                "/v1/roots/retire",
+                "Trust only the root that signs from now on",
+                Role::Admin,
+                handler!(roots::retire),
+            )
         },
     );
 }

@@ -34,6 +34,9 @@ pub struct ProxyStatus {
     /// Whether it takes traffic: not before its app accepts connections. Absent before it registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
+    /// Whether several proxies seem to call themselves this, and take turns.
+    #[serde(default)]
+    pub contested: bool,
     /// Version of the proxy.
     pub version: String,
     /// What it holds.

@@ -88,6 +88,7 @@ impl StatusSource for Statuses {
             version: "0.1.0".to_owned(),
             resources: ProxyResources::default(),
             ready: Some(true),
+            contested: false,
             certificate_expiry: None,
         }]
     }
@@ -103,6 +104,31 @@ impl JoinInfo for Join {
 
     fn trust_anchors(&self) -> String {
         "PEM".to_owned()
+    }
+}
+
+/// Somebody else's.
+#[derive(Debug)]
+struct NoRoots;
+
+impl RootKeeper for NoRoots {
+    fn status(&self) -> RootStatus {
+        RootStatus {
+            phase: RootPhase::Steady,
+            epoch: 1,
+            roots: Vec::new(),
+            trust_anchors: "PEM".to_owned(),
+            proxies: 0,
+            behind_count: 0,
+            behind: Vec::new(),
+            old_certificates_count: 0,
+            old_certificates: Vec::new(),
+            old_certificates_until: None,
+        }
+    }
+
+    fn step(&self, step: RootStep, force: bool) -> Result<RootStatus, RootRefusal> {
+        if force { Ok(self.status()) } else { Err(RootRefusal::Conflict(format!("no {step:?}"))) }
     }
 }
 
@@ -126,6 +152,7 @@ impl Server {
             revocations: Revocations::open(store, std::time::Duration::from_secs(3600)).await.unwrap(),
             status: Arc::new(Statuses),
             join: Arc::new(Join),
+            roots: Arc::new(NoRoots),
             trust_domain: "heddle.local".parse().unwrap(),
             drain: watch,
         };

@@ -154,3 +154,50 @@ fn somebody_elses_authority_is_taken_up_when_its_files_change() {
     assert!(!signer.maintain());
     world.sign(&signer).expect("what was read is kept");
 }
+
+#[test]
+fn the_root_is_replaced_in_steps_each_of_which_a_restart_finds() {
+    let world = World::new();
+    let phase = |signer: &Signer| signer.roots().phase;
+    let first = world.open(None).unwrap();
+    let old = world.sign(&first).unwrap().chain().to_vec();
+    let old_root = first.bundle().roots().to_vec();
+    for wrong in [first.activate_root(world.clock.now()), first.retire_roots()] {
+        assert!(matches!(wrong, Err(RootError::Turn(_))), "{wrong:?}");
+    }
+    first.prepare_root().unwrap();
+    assert!(matches!(first.prepare_root(), Err(RootError::Turn(_))));
+    assert!(matches!(first.retire_roots(), Err(RootError::Turn(_))));
+
+    let bundle = first.bundle();
+    drop(first);
+    let prepared = world.open(None).unwrap();
+    assert_eq!((phase(&prepared), prepared.bundle().epoch()), (Phase::Prepared, 2));
+    assert_eq!(prepared.bundle(), bundle);
+    assert_eq!(world.sign(&prepared).unwrap().chain()[1], old[1], "the old issuer signs");
+    // The issuer is renewed as ever, and what is prepared stays.
+    world.clock.advance(ISSUER_LIFETIME * 3 / 4);
+    assert!(prepared.maintain());
+    let end = world.clock.now() + Duration::from_secs(3600);
+    prepared.activate_root(end).unwrap();
+    drop(prepared);
+
+    let activated = world.open(None).unwrap();
+    assert_eq!((phase(&activated), activated.bundle().epoch()), (Phase::Activated, 2));
+    let known = activated.roots().old_svids_end.unwrap();
+    assert!(known >= end && known < end + Duration::from_secs(2), "{known:?}");
+    assert_eq!(activated.roots().roots.iter().map(|root| root.signs).collect::<Vec<_>>(), [false, true]);
+    let new = world.sign(&activated).unwrap().chain().to_vec();
+    assert_ne!(new[1], old[1]);
+    activated.retire_roots().unwrap();
+    drop(activated);
+
+    let retired = world.open(None).unwrap();
+    assert_eq!((phase(&retired), retired.bundle().epoch()), (Phase::Steady, 3));
+    assert_eq!(retired.bundle().roots().len(), 1);
+    assert!(!retired.bundle().roots().contains(&old_root[0]));
+    let verifier = heddle_certs::verify::Verifier::new(retired.bundle());
+    let side = heddle_certs::verify::Side::Client;
+    verifier.verify(&new[0], &new[1..], side, world.clock.now()).unwrap();
+    verifier.verify(&old[0], &old[1..], side, world.clock.now()).unwrap_err();
+}

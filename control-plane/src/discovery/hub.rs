@@ -1,6 +1,7 @@
 //! All streams and what they hold, behind one lock that is never kept across an await.
 
 mod report;
+mod roots;
 mod settling;
 #[cfg(test)]
 mod tests;

@@ -430,3 +430,19 @@ async fn labels_and_names_are_such_as_the_api_takes() {
     let refused = world.register("orders", request("orders.7f", &["shop/orders"])).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
+
+#[tokio::test]
+async fn two_that_call_themselves_the_same_are_told_of() {
+    let world = World::new().await;
+    let name = Name::new("shop", "w1");
+    for (turn, port) in [1, 2, 1, 2, 1].into_iter().enumerate() {
+        assert!(!world.registrations.is_contested(&name), "after {turn} turns");
+        world.register("orders", on_port(request("w1", &["shop/orders"]), port)).await.unwrap();
+    }
+    assert!(world.registrations.is_contested(&name));
+    // A renewal moves nothing.
+    for _ in 0..10 {
+        world.register("orders", on_port(request("w2", &["shop/orders"]), 3)).await.unwrap();
+    }
+    assert!(!world.registrations.is_contested(&Name::new("shop", "w2")));
+}

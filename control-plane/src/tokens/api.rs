@@ -178,11 +178,27 @@ impl ApiTokens {
         if self.store.read(BOOTSTRAPPED, None).await.map_err(TokenError::from)?.is_some() {
             return Ok(None);
         }
+        self.make_admin(Transaction::new().when(BOOTSTRAPPED, 0), hand_over).await.map(Some)
+    }
+
+    /// Makes one more admin token, in the same order, for whoever has lost the others.
+    pub async fn replace_admin<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        hand_over: impl AsyncFnOnce(&str) -> Result<(), E>,
+    ) -> Result<ApiToken, BootstrapError> {
+        self.make_admin(Transaction::new(), hand_over).await
+    }
+
+    async fn make_admin<E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        transaction: Transaction,
+        hand_over: impl AsyncFnOnce(&str) -> Result<(), E>,
+    ) -> Result<ApiToken, BootstrapError> {
         let (stored, text) = make("admin", Role::Admin)?;
         hand_over(&text).await.map_err(|error| BootstrapError::HandOver(Box::new(error)))?;
-        let transaction = Transaction::new().when(BOOTSTRAPPED, 0).put(BOOTSTRAPPED, "1");
-        match self.store.commit(put(transaction, &stored)).await.map_err(TokenError::from)? {
-            Outcome::Committed(_) => Ok(Some(stored.token)),
+        let transaction = put(transaction.put(BOOTSTRAPPED, "1"), &stored);
+        match self.store.commit(transaction).await.map_err(TokenError::from)? {
+            Outcome::Committed(_) => Ok(stored.token),
             Outcome::Conflict { .. } => Err(TokenError::Contended.into()),
         }
     }

@@ -33,9 +33,23 @@ struct ContextFile {
     rest: serde_yaml_ng::Mapping,
 }
 
-/// Adds a context for this control plane (in place of one with the same address) and makes it the
-/// current one. The file is only its owner's (0600), and replaced whole.
-pub fn write_context(path: &Path, address: &str, ca_pem: &str, token: &str) -> Result<(), ContextError> {
+/// What became of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrittenContext {
+    /// The file.
+    pub path: PathBuf,
+    /// The context that was added.
+    pub name: String,
+    /// The current context, if it is another.
+    pub current: Option<String>,
+    /// How a context was called that had the same address, and how it is called now.
+    pub renamed: Option<(String, String)>,
+}
+
+/// Adds a context for this control plane. One with the same address gives its name and, if it is the current one,
+/// its place to it: it is of a control plane whose data are elsewhere, and may be needed again. Another current
+/// context stays it. The file is only its owner's (0600), and replaced whole.
+pub fn write_context(path: &Path, address: &str, ca_pem: &str, token: &str) -> Result<WrittenContext, ContextError> {
     let io = |error| ContextError::Io(path.to_owned(), error);
     let mut file = match std::fs::read_to_string(path) {
         Ok(text) if text.trim().is_empty() => ContextFile::default(),
@@ -44,15 +58,34 @@ pub fn write_context(path: &Path, address: &str, ca_pem: &str, token: &str) -> R
         Err(error) => return Err(io(error)),
     };
     let field = |context: &Value, name: &str| context.get(name).and_then(Value::as_str).map(str::to_owned);
-    file.contexts.retain(|context| field(context, "address").as_deref() != Some(address));
-    let taken = file.contexts.iter().any(|context| field(context, "name").as_deref() == Some("default"));
-    let name = if taken { address.trim_start_matches("https://") } else { "default" };
+    let names: Vec<_> = file.contexts.iter().filter_map(|context| field(context, "name")).collect();
+    let free = |wanted: &str| {
+        let numbered = (1..).map(|number| format!("{wanted}-{number}"));
+        numbered.into_iter().find(|name| !names.contains(name)).unwrap_or_default()
+    };
+    // Of several the last is the one that was not renamed before.
+    let old = file.contexts.iter_mut().rev().find(|context| field(context, "address").as_deref() == Some(address));
+    let old_name = old.as_deref().and_then(|context| field(context, "name"));
+    let renamed = old_name.map(|name| (name.clone(), free(&name)));
+    if let (Some(Value::Mapping(old)), Some((_, name))) = (old, &renamed) {
+        old.insert("name".into(), name.as_str().into());
+    }
+    let name = match &renamed {
+        Some((name, _)) => name.clone(),
+        None if names.iter().all(|name| name != "default") => "default".to_owned(),
+        None => {
+            let wanted = address.trim_start_matches("https://");
+            if names.iter().any(|name| name == wanted) { free(wanted) } else { wanted.to_owned() }
+        }
+    };
     let text = |text: &str| Value::from(text);
-    let context = [("name", name), ("address", address), ("caPem", ca_pem), ("token", token)];
+    let context = [("name", name.as_str()), ("address", address), ("caPem", ca_pem), ("token", token)];
     file.contexts.push(Value::Mapping(context.into_iter().map(|(key, value)| (text(key), text(value))).collect()));
-    file.current_context = Some(name.to_owned());
+    let current = file.current_context.get_or_insert_with(|| name.clone());
+    let current = (*current != name).then(|| current.clone());
     let yaml = serde_yaml_ng::to_string(&file).map_err(|error| ContextError::Malformed(path.to_owned(), error))?;
-    replace(path, yaml.as_bytes()).map_err(io)
+    replace(path, yaml.as_bytes()).map_err(io)?;
+    Ok(WrittenContext { path: path.to_owned(), name, current, renamed })
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

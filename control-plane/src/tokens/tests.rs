@@ -67,7 +67,7 @@ async fn the_first_start_makes_one_admin_token_and_only_the_first() {
     assert!(matches!(failed, Err(BootstrapError::HandOver(_))));
     assert!(tokens.list().await.unwrap().is_empty());
 
-    let write = async |text: &str| write_context(&path, "https://127.0.0.1:9700", "PEM\nPEM\n", text);
+    let write = async |text: &str| write_context(&path, "https://127.0.0.1:9700", "PEM\nPEM\n", text).map(drop);
     let made = tokens.bootstrap(write).await.unwrap().unwrap();
     assert_eq!(made.role, Role::Admin);
     let file: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
@@ -85,13 +85,20 @@ fn the_context_file_keeps_other_contexts_and_is_private() {
     let path = folder.path().join("config.yaml");
     std::fs::write(&path, "currentContext: prod\ncontexts:\n- {name: default, address: 'https://prod:9700', x: 1}\n")
         .unwrap();
-    write_context(&path, "https://127.0.0.1:1", "PEM", "one").unwrap();
-    write_context(&path, "https://127.0.0.1:1", "PEM", "two").unwrap();
+    let one = write_context(&path, "https://127.0.0.1:1", "PEM", "one").unwrap();
+    assert_eq!((one.name.as_str(), one.current.as_deref(), one.renamed), ("127.0.0.1:1", Some("prod"), None));
+    let two = write_context(&path, "https://127.0.0.1:1", "PEM", "two").unwrap();
+    assert_eq!(two.renamed, Some(("127.0.0.1:1".to_owned(), "127.0.0.1:1-1".to_owned())));
     let file: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    assert_eq!(file["currentContext"], "127.0.0.1:1");
-    assert_eq!(file["contexts"].as_array().unwrap().len(), 2);
+    assert_eq!(file["currentContext"], "prod", "another control plane does not become the current one");
+    let contexts: Vec<_> =
+        file["contexts"].as_array().unwrap().iter().map(|one| (&one["name"], &one["token"])).collect();
+    assert_eq!(contexts[0].0, "default");
     assert_eq!(file["contexts"][0]["x"], 1);
-    assert_eq!(file["contexts"][1]["token"], "two");
+    // The one before is kept under another name: its control plane's data may be elsewhere.
+    assert_eq!((contexts[1].0.as_str(), contexts[1].1.as_str()), (Some("127.0.0.1:1-1"), Some("one")));
+    assert_eq!((contexts[2].0.as_str(), contexts[2].1.as_str()), (Some("127.0.0.1:1"), Some("two")));
+    assert_eq!(contexts.len(), 3);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
 
@@ -165,4 +172,20 @@ async fn racing_workloads_never_join_more_often_than_the_token_allows() {
         joined += usize::from(one.await.unwrap());
     }
     assert_eq!(joined, 5);
+}
+
+#[test]
+fn starting_over_at_the_same_address_keeps_the_old_context_and_uses_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yaml");
+    for token in ["one", "two", "three"] {
+        assert_eq!(write_context(&path, "https://127.0.0.1:9700", "PEM", token).unwrap().current, None);
+    }
+    let file: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(file["currentContext"], "default");
+    let contexts: Vec<_> =
+        file["contexts"].as_array().unwrap().iter().map(|one| (&one["name"], &one["token"])).collect();
+    assert_eq!(contexts.len(), 3);
+    assert!(contexts.iter().any(|(name, token)| *name == "default" && *token == "three"), "{file}");
+    assert!(contexts.iter().any(|(_, token)| *token == "one"), "{file}");
 }

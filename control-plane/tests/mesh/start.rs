@@ -1,9 +1,10 @@
 use std::{error::Error, os::unix::fs::PermissionsExt, path::Path, time::SystemTime};
 
-use heddle_certs::Authority;
+use heddle_certs::{Authority, SystemClock};
 use heddle_control_plane::{
-    app::{Addresses, App, StartError},
+    app::{Addresses, App, StartError, admin_token},
     config::written::Written,
+    tokens::{ApiTokens, Role},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -129,4 +130,31 @@ async fn an_authority_from_elsewhere_is_used_and_not_written_to() {
     write("issuer.key", &other.issuer_key_pem, 0o600);
     let error = refused(folder.path(), written()).await;
     assert!(error.contains("authority"), "{error}");
+}
+
+#[tokio::test]
+async fn a_new_admin_token_is_made_while_it_does_not_run() {
+    let world = World::start().await;
+    let path = world.folder.path().join("context.yaml");
+    let settings = config(world.folder.path(), Written::default());
+    let error = told(&admin_token(&settings, SystemClock::shared()).await.unwrap_err());
+    assert!(error.contains("in use by another process"), "{error}");
+    let address = world.app.addresses().api;
+    let World { folder, app, .. } = world;
+    app.shutdown().await;
+    let written = admin_token(&settings, SystemClock::shared()).await.unwrap();
+    assert_eq!((written.name.as_str(), written.renamed), ("default", Some(("default".into(), "default-1".into()))));
+    let context: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(context["contexts"][1]["address"], format!("https://{address}"));
+    let app = App::start(settings).await.unwrap();
+    let tokens = ApiTokens::new(std::sync::Arc::clone(app.registry().store()));
+    for context in context["contexts"].as_array().unwrap() {
+        let token = tokens.authenticate(context["token"].as_str().unwrap()).await.unwrap().unwrap();
+        assert_eq!(token.role, Role::Admin);
+    }
+    app.shutdown().await;
+
+    let empty = config(&folder.path().join("elsewhere"), Written::default());
+    let error = told(&admin_token(&empty, SystemClock::shared()).await.unwrap_err());
+    assert!(error.contains("--data-dir") && error.contains("elsewhere"), "{error}");
 }

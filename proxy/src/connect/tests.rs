@@ -408,3 +408,17 @@ async fn the_kernel_looks_after_a_peer_that_is_gone_and_not_after_one_that_does_
     #[cfg(target_os = "linux")]
     assert_eq!(socket.tcp_user_timeout().unwrap(), None);
 }
+
+#[test]
+fn what_this_host_lacks_is_not_the_endpoints_fault() {
+    use rustix::io::Errno;
+    let kind = |errno: Errno| super::connect_error(([127, 0, 0, 1], 80).into(), &errno.into()).kind;
+    for own in
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::ACCESS, Errno::PERM]
+    {
+        assert_eq!(kind(own), ErrorKind::Overloaded, "{own:?}");
+    }
+    for remote in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::TIMEDOUT, Errno::CONNRESET] {
+        assert_eq!(kind(remote), ErrorKind::ConnectFailed, "{remote:?}");
+    }
+}

@@ -339,3 +339,23 @@ async fn roots_follow_the_control_plane_and_only_before_its_word_the_join_file()
     identity.set_bundle(identity.bundle().unwrap()).unwrap();
     assert_eq!(identity.current().unwrap().epoch, epoch);
 }
+
+#[test]
+fn a_clock_that_is_stepped_back_takes_no_certificate_out_of_use() {
+    let now = SystemTime::now();
+    let clock = heddle_certs::ManualClock::new(now);
+    let authority = Authority::create(td(), now).unwrap();
+    let identity = Identity::new(Arc::new(clock.clone()));
+    // Just got, and of so short a life that it is hardly dated back.
+    let svid = authority.issue(&id(), &SignOptions::new(HOUR / 60, now)).unwrap();
+    identity.set_svid(svid, Some(authority.bundle().clone())).unwrap();
+    let epoch = identity.current().unwrap().epoch;
+    clock.set(now - HOUR);
+    let credentials = identity.current().expect("peers judge it by clocks of their own");
+    assert_eq!(credentials.epoch, epoch, "pooled connections stay usable");
+    assert!(credentials.client_config(&[id()], b"heddle-h1").is_ok());
+    identity.set_bundle(authority.prepare_root(now).unwrap().bundle().clone()).unwrap();
+    assert!(identity.current().is_some(), "with other roots, too");
+    clock.set(now + HOUR);
+    assert!(identity.current().is_none(), "it has expired");
+}

@@ -223,7 +223,10 @@ async fn open(worker: &Worker, destination: &Destination, record: &mut Connectio
         record.outcome.endpoint = Some(picked.endpoint().clone());
         let result = try_endpoint(worker, &cluster, &picked, record).await;
         let failed = result.as_ref().is_err_and(|error| is_of_endpoint(error.kind));
-        picked.report(if failed { Verdict::Failure } else { Verdict::Success }, Instant::now());
+        // What this side lacks says nothing of the endpoint.
+        if result.as_ref().err().is_none_or(|error| error.kind != ErrorKind::Overloaded) {
+            picked.report(if failed { Verdict::Failure } else { Verdict::Success }, Instant::now());
+        }
         match result {
             Ok(stream) => return Ok(Opened { stream, cluster, picked, _slot: slot }),
             Err(error) if failed && tried.len() < retries as usize => {

@@ -274,6 +274,23 @@ async fn a_name_that_is_merely_asked_for_changes_nothing_for_others() {
 }
 
 #[tokio::test]
+async fn a_port_that_a_service_has_not_is_told_apart_from_a_service_that_is_not() {
+    let mut fake = Fake::start().await;
+    let (proxy, mut session) = with_payments(&mut fake).await;
+    session.send(type_url::MESH_CONFIG, "m", vec![mesh(true)], &[]).await;
+    let names = ["payments.shop:81", "payments.shop.mesh.local:81", "nobody.shop:81"];
+    for name in names {
+        let _ = timeout(Duration::from_millis(50), proxy.resolve(name)).await;
+    }
+    session.send(type_url::SERVICE, "n3", vec![], &names).await;
+    while session.request(type_url::SERVICE).await.response_nonce != "n3" {}
+    for name in ["payments:81", "payments.shop:81", "payments.shop.mesh.local:81"] {
+        assert_eq!(proxy.resolve(name).await, Err(ErrorKind::UnknownPort), "{name}");
+    }
+    assert_eq!(proxy.resolve("nobody.shop:81").await, Err(ErrorKind::UnknownDestination));
+}
+
+#[tokio::test]
 async fn a_lost_stream_loses_nothing_and_is_resumed() {
     let mut fake = Fake::start().await;
     let (mut proxy, session) = with_payments(&mut fake).await;
