@@ -207,6 +207,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.outcome.get_mut().is_none() {
+            return;
+        }
         let gone = Error::new(ErrorKind::ClientGone, "the caller went away before it was answered").after_send();
         self.finish(0, None, Some(gone));
     }

@@ -60,19 +60,44 @@ fn note() {
     }
 }
 
-/// The innermost function that is neither the standard library's nor one of the plain types' that all use.
+/// Who asked: the innermost function that is of this crate or of a library with work of its own, by its place. What
+/// plain types take (headers, bytes, vectors) is taken by who uses them.
 fn owner(backtrace: &str) -> String {
-    const OWNERS: [&str; 8] =
-        ["heddle_proxy::", "hyper::", "hyper_util::", "h2::", "tokio::", "tokio_rustls::", "rustls::", "tower::"];
-    let functions = backtrace.lines().filter_map(|line| line.trim_start().split_once(": ").map(|(_, name)| name));
-    let mut others = functions.filter(|name| !name.contains("::allocations::"));
-    let is_owned = |name: &&str| OWNERS.iter().any(|owner| name.trim_start_matches(['<', '&']).starts_with(owner));
-    others.find(is_owned).unwrap_or("nobody").to_owned()
+    const LIBRARIES: [&str; 10] = [
+        "futures-util",
+        "h2",
+        "hyper",
+        "hyper-util",
+        "rustls",
+        "tokio",
+        "tokio-rustls",
+        "tokio-stream",
+        "tokio-util",
+        "tower",
+    ];
+    let mut lines = backtrace.lines().map(str::trim).peekable();
+    while let Some(line) = lines.next() {
+        let Some((_, name)) = line.split_once(": ") else { continue };
+        let place = lines.next_if(|line| line.starts_with("at ")).and_then(|line| line.strip_prefix("at "));
+        // Functions that were inlined are named without their crate, but have a place; those of libraries the other way
+        // round.
+        let library = match place.map(|place| place.split_once("/registry/src/").ok_or(place)) {
+            Some(Err(place)) if place.contains("/allocations.rs") => continue,
+            Some(Err(place)) if place.starts_with("./src/") => return place.to_owned(),
+            Some(Err(_)) => continue,
+            Some(Ok((_, rest))) => rest.split('/').nth(1).and_then(|one| Some(one.rsplit_once('-')?.0.to_owned())),
+            None => name.trim_start_matches(['<', '&']).split("::").next().map(|one| one.replace('_', "-")),
+        };
+        if let Some(library) = library.filter(|library| LIBRARIES.contains(&&**library)) {
+            return library;
+        }
+    }
+    "nobody".to_owned()
 }
 
-/// By both proxies together, for an exchange of HTTP/1.1 on connections that are there, without a trace to be exported.
-/// What is added is paid for by every request.
-const MOST: usize = 22;
+/// By both proxies together (thirteen on the way out, five on the way in), for an exchange of HTTP/1.1 on connections
+/// that are there, which may be retried; and one to spare for timers. What is added is paid for by every request.
+const MOST: usize = 19;
 
 #[test]
 fn a_request_takes_little_from_the_heap() {
@@ -81,7 +106,8 @@ fn a_request_takes_little_from_the_heap() {
         let app = app::http(|_| async { Response::new(text("the same for all")) }).await;
         let mesh = TestMesh::new();
         let callee = mesh.sidecar("orders", Protocol::Http, app);
-        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http, &callee.addresses)]);
+        let called = Called::new("orders", Protocol::Http, &callee.addresses);
+        let caller = mesh.caller(vec![called.retries(|retry| retry.max_retries = 2)]);
         let mut client: SendRequest<Empty<Bytes>> = connect1(caller.address()).await;
         for round in 0..2 {
             // The first round makes connections, and what is made once.
@@ -97,8 +123,7 @@ fn a_request_takes_little_from_the_heap() {
         }
         let mut ours = BTreeMap::<_, usize>::new();
         for function in TAKEN.take() {
-            let of_ours = function.trim_start_matches(['<', '&']).strip_prefix("heddle_proxy::");
-            if of_ours.is_some_and(|name| !name.starts_with("testing::")) {
+            if function.starts_with("./src/") && !function.starts_with("./src/testing") {
                 *ours.entry(function).or_default() += 1;
             }
         }
