@@ -194,7 +194,7 @@ impl App {
 
         let store = Arc::clone(registry.store());
         let join_tokens = JoinTokens::new(Arc::clone(&store));
-        let revocations = Revocations::open(Arc::clone(&store), config.svid_ttl).await?;
+        let revocations = Revocations::open(Arc::clone(&store)).await?;
         let identity = IdentityService::service(
             Arc::clone(&signer),
             join_tokens.clone(),

@@ -89,7 +89,8 @@ pub enum ConfigError {
 }
 
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
-const LONGEST_TTL: Duration = Duration::from_secs(30 * 86_400);
+/// For how long a certificate can be valid at most.
+pub(crate) const LONGEST_TTL: Duration = Duration::from_secs(30 * 86_400);
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const LONGEST_LEASE: Duration = Duration::from_secs(86_400);
 

@@ -16,7 +16,7 @@ use crate::{
     metrics::Metrics,
     pace::{Limiter, Rate},
     peer::Peer,
-    tokens::{JoinTokens, RedeemError, Revocations},
+    tokens::{JoinTokens, NoteError, RedeemError, Revocations},
 };
 
 /// Largest request; a CSR with the largest key that is accepted has below 2 KiB.
@@ -27,6 +27,9 @@ const JOINS: Rate = Rate { burst: 500.0, per_second: 50.0 };
 const RENEWALS: Rate = Rate { burst: 200.0, per_second: 20.0 };
 /// Addresses, and identities with addresses, that are kept in mind.
 const MAX_PEERS: usize = 65_536;
+
+/// How an identity was attested: by the certificate shown.
+const RENEWAL: &str = "renewal";
 
 /// The identity service.
 #[derive(Debug)]
@@ -67,7 +70,7 @@ impl IdentityService {
     async fn issue(&self, peer: &Peer, request: IssueSvidRequest) -> Result<IssueSvidResponse, Refusal> {
         let (id, how) = match request.attestation {
             Some(Attestation::JoinToken(token)) => (self.join(peer, &request.csr, &token).await?, "join-token"),
-            Some(Attestation::Renewal(_)) => (self.renew(peer)?, "renewal"),
+            Some(Attestation::Renewal(_)) => (self.renew(peer)?, RENEWAL),
             Some(Attestation::KubernetesToken(_)) => {
                 let said = "this control plane does not review Kubernetes tokens; use a join token";
                 return Err(Refusal("unimplemented", Status::unimplemented(said)));
@@ -80,9 +83,16 @@ impl IdentityService {
         let options = SignOptions::new(self.ttl, self.clock.now());
         let chain = self.signer.sign(&request.csr, &id, &options).map_err(|error| unsigned(&error))?;
         if let Some(leaf) = chain.first() {
-            self.revocations.issued(&id, leaf, self.clock.now()).await.map_err(|error| {
-                tracing::warn!(%error, "an issued certificate cannot be noted");
-                Refusal("store", Status::unavailable("the store cannot be written now; try again"))
+            let renews = (how == RENEWAL).then_some(peer);
+            let end = options.now + self.ttl;
+            let noted = self.revocations.issued(&id, leaf, end, renews, self.clock.now()).await;
+            noted.map_err(|error| match error {
+                NoteError::Revoked => Refusal("revoked", revoked(peer)),
+                NoteError::TooMany => Refusal("rate", Status::unavailable(format!("{error}; try again later"))),
+                NoteError::Store(_) => {
+                    tracing::warn!(%error, "an issued certificate cannot be noted");
+                    Refusal("store", Status::unavailable("the store cannot be written now; try again"))
+                }
             })?;
         }
         let bundle = self.signer.bundle();

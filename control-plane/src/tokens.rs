@@ -13,5 +13,5 @@ pub use self::{
     api::{ApiToken, ApiTokens, BootstrapError, Role, TokenError},
     context::{ContextError, WrittenContext, write_context},
     join::{JoinToken, JoinTokens, NewJoinToken, RedeemError, Redeemed},
-    revocations::{Revocation, Revocations, fingerprint},
+    revocations::{NoteError, Revocation, Revocations, fingerprint},
 };

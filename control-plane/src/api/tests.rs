@@ -149,7 +149,7 @@ impl Server {
             registry: Registry::open(Arc::clone(&store)).await.unwrap(),
             api_tokens: ApiTokens::new(Arc::clone(&store)),
             join_tokens: JoinTokens::new(Arc::clone(&store)),
-            revocations: Revocations::open(store, std::time::Duration::from_secs(3600)).await.unwrap(),
+            revocations: Revocations::open(store).await.unwrap(),
             status: Arc::new(Statuses),
             join: Arc::new(Join),
             roots: Arc::new(NoRoots),

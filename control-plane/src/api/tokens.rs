@@ -69,10 +69,9 @@ pub(super) async fn create_revocation(mut call: Call) -> Result<Response, Refusa
         call.api.shapes.revocation.read(&body).map_err(|faults| Refusal::faults(Why::Malformed, faults))?;
     let state = &call.api.state;
     let (namespace, account) = (&request.namespace, &request.service_account);
-    let identity = SpiffeId::workload(&state.trust_domain, namespace, account)
+    SpiffeId::workload(&state.trust_domain, namespace, account)
         .map_err(|error| Refusal::faults(Why::Invalid, vec![Fault::new("serviceAccount", error.to_string())]))?;
-    let revocation = state.revocations.revoke(namespace, account, SystemTime::now()).await?;
-    tracing::warn!(by = call.token.name, %identity, "revoked all certificates of an identity");
+    let revocation = state.revocations.revoke(namespace, account, &call.token.name, SystemTime::now()).await?;
     call.answer(StatusCode::CREATED, &revocation)
 }
 

@@ -158,7 +158,7 @@ async fn a_revoked_certificate_is_not_renewed_and_opens_nothing() {
     let mut ads = world.discover(&stolen, "orders-1").await;
     ads.subscribe(type_url::SERVICE, &["shop/orders"]).await;
     ads.acknowledged().await;
-    world.app.revocations().revoke("shop", "orders", world.clock.now()).await.unwrap();
+    world.app.revocations().revoke("shop", "orders", "test", world.clock.now()).await.unwrap();
     let is_refused = |status: Status| {
         assert_eq!(status.code(), Code::PermissionDenied, "{status}");
         assert!(status.message().contains("were revoked"), "{status}");
