@@ -79,6 +79,18 @@ pub(crate) enum Command {
     /// Join tokens, with which proxies get their first certificate.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Revoke the certificates that an identity has, or show what was revoked.
+    Revoke {
+        /// Whose: ACCOUNT or ACCOUNT.NAMESPACE. Its workloads take no more traffic once their leases have ended, until
+        /// they join anew; delete the join tokens that others may have first.
+        #[arg(value_name = "ACCOUNT")]
+        account: Option<String>,
+        #[command(flatten)]
+        namespace: Namespace,
+        /// Form of the answer.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
+    },
     /// API tokens, with which people and programs use this command.
     #[command(subcommand)]
     ApiToken(ApiTokenCommand),
@@ -414,6 +426,8 @@ mod tests {
             "heddle completions zsh",
             "heddle explain httproute.spec.rules",
             "heddle root status -o json",
+            "heddle revoke",
+            "heddle revoke orders.shop",
             "heddle root retire --force",
             "heddle run --service orders.shop --port 80:8080 --upstream payments=9001 -- sh -c true --port",
         ] {

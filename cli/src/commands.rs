@@ -57,6 +57,13 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8, Error> {
         Command::Rollback(args) => revisions::rollback(&session()?, &args).await,
         Command::Revisions(args) => revisions::revisions(&session()?, &args).await,
         Command::Token(command) => token::join(&session()?, command).await,
+        Command::Revoke { account, namespace, output } => {
+            let session = session()?;
+            match account {
+                Some(account) => token::revoke(&session, &account, &namespace, output).await,
+                None => token::revoked(&session, output).await,
+            }
+        }
         Command::ApiToken(command) => token::api(&session()?, command).await,
         Command::Root(command) => root::root(&session()?, &global, &command).await,
         Command::Status(args) => status::status(&session()?, &args).await,

@@ -60,6 +60,39 @@ pub(crate) async fn join(session: &Session, command: TokenCommand) -> Result<u8,
     Ok(exit::OK)
 }
 
+/// Revokes the certificates of an identity.
+pub(crate) async fn revoke(
+    session: &Session,
+    account: &str,
+    namespace: &Namespace,
+    output: Format,
+) -> Result<u8, Error> {
+    let (account, namespace) = qualified(session, account, namespace)?;
+    let body = json!({ "namespace": namespace, "serviceAccount": account });
+    let made: Value = session.client.call(Method::POST, &["v1", "revocations"], &[], Some(&body)).await?;
+    match output {
+        Format::Table => output::print(&format!(
+            "certificates of {account}.{namespace} from before {} are renewed no more; to other workloads they are good \
+             until they expire, {} at the latest\nits workloads need a new join file each: `heddle token create \
+             {account}.{namespace} -o FILE`\n",
+            text(&made, "revoked"),
+            text(&made, "until"),
+        ))?,
+        output => output::print_value(&made, output)?,
+    }
+    Ok(exit::OK)
+}
+
+/// Shows what was revoked, as long as it may matter.
+pub(crate) async fn revoked(session: &Session, output: Format) -> Result<u8, Error> {
+    let items = items(session.client.call(Method::GET, &["v1", "revocations"], &[], None).await?);
+    list(&items, output, &["ACCOUNT", "REVOKED", "UNTIL"], |item, now| {
+        let account = format!("{}.{}", text(item, "serviceAccount"), text(item, "namespace"));
+        vec![account, text(item, "revoked"), time::until(item.get("until").and_then(Value::as_str), now)]
+    })?;
+    Ok(exit::OK)
+}
+
 /// API tokens.
 pub(crate) async fn api(session: &Session, command: ApiTokenCommand) -> Result<u8, Error> {
     let client = &session.client;

@@ -104,7 +104,7 @@ async fn serve_plaintext(
 async fn serve_http(stream: Stream, connection: Rc<Connection>, carried: Carried) -> Result<(), Error> {
     let worker = connection.worker().clone();
     let (limits, ending) = (&worker.common.limits, Ending::inbound(&worker.common.life));
-    let handle = |request| serve_request(connection.clone(), request);
+    let handle = move |request| serve_request(connection.clone(), request);
     let ended = match carried {
         Carried::Http2 => Box::pin(serve::http2(stream, limits, ending, handle)).await,
         Carried::Http1 | Carried::Tcp => Box::pin(serve::http1(stream, limits, ending, handle)).await,

@@ -106,7 +106,7 @@ async fn serve_http(
 ) -> Result<(), Error> {
     let (limits, ending) = (&worker.common.limits, Ending::outbound(&worker.common.life));
     let connection = Rc::new(Connection::new(worker, arrival, name, carried));
-    let handle = |request| serve_request(connection.clone(), request);
+    let handle = move |request| serve_request(connection.clone(), request);
     let ended = match carried {
         Carried::Http2 => Box::pin(serve::http2(stream, limits, ending, handle)).await,
         Carried::Http1 | Carried::Tcp => Box::pin(serve::http1(stream, limits, ending, handle)).await,

@@ -89,7 +89,13 @@ where
     stream.replace_writes(move |bytes| if activity.is_busy() { None } else { reply::instead_of(bytes) });
     // A peer proxy that ends has given its requests up.
     let may_half_close = !stream.is_tls();
-    let service = service_fn(|request| answer(&watch, may_half_close, &handle, request));
+    let service = service_fn(|mut request| {
+        let busy = watch.begin();
+        if may_half_close {
+            may_be_half_closed(&watch, &mut request);
+        }
+        answer(&handle, request, busy)
+    });
     let mut builder = http1::Builder::new();
     if limits.max_headers != HYPER_MAX_HEADERS {
         builder.max_headers(limits.max_headers);
@@ -126,7 +132,7 @@ pub(crate) async fn http2<F>(
     mut stream: Stream,
     limits: &Limits,
     ending: Ending<'_>,
-    handle: impl Fn(Request<Incoming>) -> F,
+    handle: impl Fn(Request<Incoming>) -> F + Clone + 'static,
 ) -> Ended
 where
     F: Future<Output = Response<Body>> + 'static,
@@ -152,30 +158,28 @@ where
             service_fn(|request| {
                 let busy = watch.begin();
                 streams.begin(&busy);
-                let response = handle(request);
-                async move { Ok::<_, Infallible>(hold(response.await, busy).await) }
+                answer(handle.clone(), request, busy)
             }),
         );
     watch.over(Pin::new(&mut connection), ending).await.and_then(ended)
 }
 
-/// Answers a request; noted at once, before more is read, is how the caller may end.
-fn answer<H: Fn(Request<Incoming>) -> F, F: Future<Output = Response<Body>>>(
-    watch: &Watch,
-    may_half_close: bool,
-    handle: &H,
-    mut request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<H, F> {
-    let busy = watch.begin();
-    if may_half_close {
-        let (whole, last) = (request.body().is_end_stream(), front::is_last(&request));
-        watch.may_be_half_closed(whole, last);
-        if last && !whole {
-            request.extensions_mut().insert(watch.reading());
-        }
+/// Notes, before more is read, how the caller of this request may end.
+fn may_be_half_closed(watch: &Watch, request: &mut Request<Incoming>) {
+    let (whole, last) = (request.body().is_end_stream(), front::is_last(request));
+    watch.may_be_half_closed(whole, last);
+    if last && !whole {
+        request.extensions_mut().insert(watch.reading());
     }
-    let response = handle(request);
-    async move { Ok(hold(response.await, busy).await) }
+}
+
+/// Answers a request. Its future is made where it stays: it is large, and each move of it a copy.
+async fn answer<F: Future<Output = Response<Body>>>(
+    handle: impl Fn(Request<Incoming>) -> F,
+    request: Request<Incoming>,
+    busy: Busy,
+) -> Result<Response<Body>, Infallible> {
+    Ok(hold(handle(request).await, busy).await)
 }
 
 /// The connection is busy until the response has been sent, which begins when it is worth a write.

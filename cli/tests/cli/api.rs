@@ -110,6 +110,24 @@ fn statuses_end_in_exit_codes_with_a_hint() {
 }
 
 #[test]
+fn revoking_says_what_it_means_and_is_listed() {
+    let made = value!({"namespace": "shop", "serviceAccount": "ci.bot", "revoked": "2026-01-01T00:00:00Z",
+        "until": "2099-01-02T00:00:00Z"});
+    let fake = Fake::start(move |asked| match asked.line.as_str() {
+        "POST /v1/revocations" => json(201, &made),
+        _ => json(200, &value!({"items": [made]})),
+    });
+    let ended = fake.run(&["revoke", "ci.bot.shop"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.out.contains("ci.bot.shop from before 2026-01-01T00:00:00Z"), "{}", ended.out);
+    assert!(ended.out.contains("heddle token create ci.bot.shop -o FILE"), "{}", ended.out);
+    assert_eq!(fake.asked()[0].body, value!({"namespace": "shop", "serviceAccount": "ci.bot"}));
+    let ended = fake.run(&["revoke"]);
+    assert!(ended.out.starts_with("ACCOUNT") && ended.out.contains("ci.bot.shop"), "{}", ended.out);
+    assert_eq!(fake.lines().last().unwrap(), "GET /v1/revocations");
+}
+
+#[test]
 fn no_server_and_a_server_of_another_ca_are_unreachable_and_get_no_token() {
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let fake = Fake::start(|_| json(200, &value!({"items": []})));

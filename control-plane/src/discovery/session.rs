@@ -30,6 +30,9 @@ pub(super) struct Session {
     viewer: Viewer,
     nonces: u64,
     kinds: BTreeMap<ResourceKind, Subscriptions>,
+    /// How many kinds have had their turn since there was last nothing to say: one that changes all the time must not
+    /// hold up the others.
+    told: usize,
 }
 
 /// What happened with a request, for metrics.
@@ -64,7 +67,7 @@ pub(super) enum Standing {
 impl Session {
     pub(super) fn new(id: StreamId, viewer: Viewer) -> Self {
         let kinds = ResourceKind::ALL.into_iter().map(|kind| (kind, Subscriptions::default())).collect();
-        Self { id, viewer, nonces: 0, kinds }
+        Self { id, viewer, nonces: 0, kinds, told: 0 }
     }
 
     /// Names subscribed to, of all kinds.
@@ -84,6 +87,10 @@ impl Session {
         let mut room = MAX_NAMES.saturating_sub(self.names()).min(room);
         let (id, viewer) = (self.id, self.viewer.clone());
         let subscriptions = self.kinds.entry(kind).or_default();
+        let asks = !request.resource_names_subscribe.is_empty() || !request.resource_names_unsubscribe.is_empty();
+        if asks || !subscriptions.opened || subscriptions.in_flight.len() >= MAX_IN_FLIGHT {
+            self.told = 0;
+        }
         if !request.response_nonce.is_empty() {
             subscriptions.answered(&request.response_nonce, request.error_detail.as_ref(), &mut handled);
         }
@@ -132,7 +139,7 @@ impl Session {
     /// round.
     pub(super) fn next(&mut self, catalog: &mut Catalog) -> Next {
         let (id, viewer) = (self.id, self.viewer.clone());
-        for kind in ResourceKind::ALL {
+        for (turn, kind) in ResourceKind::ALL.into_iter().enumerate().skip(self.told) {
             let subscriptions = self.kinds.entry(kind).or_default();
             if subscriptions.in_flight.len() >= MAX_IN_FLIGHT {
                 continue;
@@ -140,6 +147,7 @@ impl Session {
             subscriptions.look(catalog, kind, &viewer, id);
             let resources = subscriptions.take_outgoing(catalog, kind, &viewer);
             let more = !subscriptions.marked.is_empty();
+            self.told = turn + usize::from(!more && subscriptions.outgoing.is_empty());
             if !resources.is_empty() {
                 return Next::Response(kind, self.respond(catalog, kind, resources, Vec::new()));
             }
@@ -154,6 +162,7 @@ impl Session {
                 return Next::Response(kind, self.respond(catalog, kind, Vec::new(), removed));
             }
         }
+        self.told = 0;
         Next::Idle
     }
 

@@ -105,7 +105,7 @@ async fn talk(
     let mut changes = Bucket::new(CHANGES, Instant::now());
     let mut gathering_until = None;
     // What was asked for is answered at once, however much it is.
-    let (mut is_asked, mut unanswered) = (true, 0_usize);
+    let (mut is_asked, mut has_told, mut unanswered) = (true, false, 0_usize);
     loop {
         tokio::select! {
             message = inbound.message(), if pace.ready_at(Instant::now()) <= Instant::now() => {
@@ -130,13 +130,13 @@ async fn talk(
                 match handle.next().await {
                     Some(response) => {
                         unanswered += 1;
-                        if !is_asked {
+                        // All that there is goes now: a kind that changes all the time must not hold up the others.
+                        if !is_asked && !std::mem::replace(&mut has_told, true) {
                             changes.take(Instant::now());
-                            (may_have_more, gathering_until) = (false, Some(changes.ready_at(Instant::now())));
                         }
                         permit.send(Ok(response));
                     }
-                    None => (may_have_more, is_asked) = (false, false),
+                    None => (may_have_more, is_asked, has_told) = (false, false, false),
                 }
             }
             () = handle.wake.notified(), if !may_have_more && gathering_until.is_none() => {

@@ -91,10 +91,13 @@ impl World {
     }
 
     fn next(&mut self) -> Option<(ResourceKind, DeltaDiscoveryResponse)> {
+        // What has changed since the turn of its kind is said in the next round.
+        let mut rounds = 0;
         loop {
             match self.session.next(&mut self.catalog) {
                 Next::Response(kind, response) => return Some((kind, response)),
                 Next::Again => {}
+                Next::Idle if rounds == 0 => rounds += 1,
                 Next::Idle => return None,
             }
         }

@@ -288,3 +288,36 @@ async fn changes_of_a_burst_arrive_together_and_the_last_one_in_time() {
     let late = tokio::time::Instant::now().saturating_duration_since(changes.await.unwrap());
     assert!(late < Duration::from_millis(100), "{late:?}");
 }
+
+#[tokio::test]
+async fn what_changes_all_the_time_does_not_hold_up_a_new_policy() {
+    let world = World::start().await;
+    world.apply(&format!("{ORDERS}\n---\n{PAYMENTS}")).await;
+    let svid = world.join("orders").await;
+    let mut ads = world.discover(&svid, "orders-1").await;
+    for (kind, name) in [(SERVICE, "shop/payments"), (INBOUND_POLICY, "shop/orders")] {
+        ads.subscribe(kind, &[name]).await;
+        ads.acknowledged().await;
+    }
+    let hub = world.app.hub().clone();
+    let restless = tokio::spawn(async move {
+        for port in (1..=1000).cycle() {
+            let object = objects(&PAYMENTS.replace("80", &port.to_string())).next().unwrap();
+            hub.change(0, |mesh| mesh.put(object));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    // The burst is on: what comes is gathered.
+    for _ in 0..8 {
+        ads.acknowledged().await;
+    }
+    world
+        .apply("{kind: AuthorizationPolicy, metadata: {name: p}, spec: {targetRef: {kind: Service, name: orders}, action: DENY, rules: [{from: [{namespaces: [other]}]}]}}")
+        .await;
+    let mut others = 0;
+    while ads.acknowledged().await.type_url != INBOUND_POLICY {
+        others += 1;
+        assert!(others < 20, "the policy does not come");
+    }
+    restless.abort();
+}

@@ -64,6 +64,11 @@ impl Traces {
         if let Some(name) = TAKES_PART.iter().find(missing) {
             return Some(format!("{name} is missing in the trace of order {order}"));
         }
+        // The last call of an order. Once its span is there, so are all that the sidecar of orders has made of it before.
+        let confirms = |span: &Span| span.kind == Kind::Client && span.name.ends_with("/Confirm") && !span.failed;
+        if !spans.iter().any(confirms) {
+            return Some(format!("nothing confirms order {order} in its trace"));
+        }
         // Whoever was called was called by a try of the caller's sidecar.
         let served = |span: &&Span| span.kind == Kind::Server && !span.parent.is_empty();
         let stray =
