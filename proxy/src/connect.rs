@@ -3,7 +3,7 @@
 mod failure;
 mod pool;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -199,6 +199,10 @@ async fn connect_mesh(
 }
 
 async fn connect_tcp(address: SocketAddr) -> Result<TcpStream, Error> {
+    #[cfg(test)]
+    if let Some(errno) = tests::refused(address) {
+        return Err(connect_error(address, &errno.into()));
+    }
     let tcp = TcpStream::connect(address).await.map_err(|error| connect_error(address, &error))?;
     // It fails only for a socket that is dead already, which writing will tell.
     let _ = tcp.set_nodelay(true);
@@ -207,18 +211,10 @@ async fn connect_tcp(address: SocketAddr) -> Result<TcpStream, Error> {
 
 fn connect_error(address: SocketAddr, error: &io::Error) -> Error {
     use rustix::io::Errno;
-    let is_own = Errno::from_io_error(error).is_some_and(|errno| {
-        matches!(
-            errno,
-            Errno::MFILE
-                | Errno::NFILE
-                | Errno::NOBUFS
-                | Errno::NOMEM
-                | Errno::ADDRNOTAVAIL
-                | Errno::ACCESS
-                | Errno::PERM
-        )
-    });
+    // Of no address in particular. What the kernel has against one (no source address for it, no free port towards it,
+    // a rule of a firewall) it may not have against another.
+    let is_own = Errno::from_io_error(error)
+        .is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM));
     if is_own {
         // It says nothing of whoever listens there.
         let detail = format!("this host gives no connection to {address}: {error}");

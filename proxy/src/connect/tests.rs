@@ -1,11 +1,12 @@
 //! Pools: what is used again and what is not.
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use heddle_certs::SystemClock;
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -409,16 +410,35 @@ async fn the_kernel_looks_after_a_peer_that_is_gone_and_not_after_one_that_does_
     assert_eq!(socket.tcp_user_timeout().unwrap(), None);
 }
 
+thread_local! {
+    static REFUSED: RefCell<Vec<(SocketAddr, Errno)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What the kernel is to say to who connects there, on this thread from now on.
+pub(crate) fn refuse(address: SocketAddr, errno: Errno) {
+    REFUSED.with_borrow_mut(|refused| refused.push((address, errno)));
+}
+
+pub(super) fn refused(address: SocketAddr) -> Option<Errno> {
+    REFUSED.with_borrow(|refused| refused.iter().find(|(of, _)| *of == address).map(|(_, errno)| *errno))
+}
+
 #[test]
-fn what_this_host_lacks_is_not_the_endpoints_fault() {
-    use rustix::io::Errno;
+fn only_what_this_host_lacks_for_every_address_is_not_the_endpoints_fault() {
     let kind = |errno: Errno| super::connect_error(([127, 0, 0, 1], 80).into(), &errno.into()).kind;
-    for own in
-        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::ACCESS, Errno::PERM]
-    {
+    for own in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
         assert_eq!(kind(own), ErrorKind::Overloaded, "{own:?}");
     }
-    for remote in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::TIMEDOUT, Errno::CONNRESET] {
-        assert_eq!(kind(remote), ErrorKind::ConnectFailed, "{remote:?}");
+    for of_address in [
+        Errno::CONNREFUSED,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+        Errno::TIMEDOUT,
+        Errno::CONNRESET,
+        Errno::ADDRNOTAVAIL,
+        Errno::ACCESS,
+        Errno::PERM,
+    ] {
+        assert_eq!(kind(of_address), ErrorKind::ConnectFailed, "{of_address:?}");
     }
 }

@@ -145,10 +145,13 @@ fn headers_of(request: &Request<Body>) -> Request<Body> {
     copy
 }
 
-/// What fails on the way to the app says that the app cannot be reached.
+/// What fails on the way to the app says that the app cannot be reached: nothing was sent to it, and another instance
+/// may do better. Here that goes for what this host lacks, too.
 pub(super) fn as_of_app(error: Error) -> Error {
     match error.kind {
-        ErrorKind::ConnectFailed | ErrorKind::ConnectTimeout => Error { kind: ErrorKind::AppUnavailable, ..error },
+        ErrorKind::ConnectFailed | ErrorKind::ConnectTimeout | ErrorKind::Overloaded => {
+            Error { kind: ErrorKind::AppUnavailable, ..error }
+        }
         _ => error,
     }
 }

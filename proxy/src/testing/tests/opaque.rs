@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, io::ErrorKind::ConnectionReset, net::SocketAddr, rc::Rc, sync::Arc};
 
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -11,6 +12,7 @@ use tokio::{
 use crate::{
     authorize::{Operation, Rule},
     config::{DialName, Limits},
+    connect::tests::refuse,
     lifecycle::Stage,
     listener::Role,
     outcome::{ClosedBy, ErrorKind},
@@ -57,6 +59,32 @@ fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
     let callee = mesh.sidecar("orders", protocol, app);
     let caller = mesh.caller(vec![Called::new("orders", protocol, &callee.addresses)]);
     Pair { callee, caller }
+}
+
+#[test]
+fn a_connection_goes_elsewhere_when_one_address_cannot_be_had() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Tcp, echo().await);
+        // Of one the caller's host knows no way to it; another's host is out of descriptors.
+        let (unreachable, app) = (app::nobody().await, echo().await);
+        refuse(unreachable, Errno::ADDRNOTAVAIL);
+        refuse(app, Errno::MFILE);
+        let full = mesh.sidecar("orders", Protocol::Tcp, app);
+        for address in [unreachable, full.address()] {
+            let called = Called::new("orders", Protocol::Tcp, &[address, callee.address()])
+                .retries(|retry| retry.max_retries = 1);
+            let caller = mesh.caller(vec![called]);
+            for _ in 0..8 {
+                let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+                socket.write_all(b"\x00bytes").await.unwrap();
+                socket.shutdown().await.unwrap();
+                let mut answer = Vec::new();
+                socket.read_to_end(&mut answer).await.unwrap();
+                assert_eq!(answer, b"\x00bytesend", "{address}");
+            }
+        }
+    });
 }
 
 #[test]

@@ -9,12 +9,14 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Duration, Instant},
 };
 
 use crate::{
+    connect::tests::refuse,
     outcome::ErrorKind,
     snapshot::{OutlierDetection, Protocol},
     testing::{
@@ -122,6 +124,34 @@ fn what_was_never_sent_goes_elsewhere_whatever_it_is() {
             tried.sort();
             tried.dedup();
             assert_eq!(tried.len(), tries, "none twice");
+        }
+    });
+}
+
+#[test]
+fn what_a_kernel_has_against_one_address_leaves_the_others() {
+    run(async {
+        let mesh = TestMesh::new();
+        let callee = mesh.sidecar("orders", Protocol::Http, app::echo().await);
+        // Of one the caller's host knows no way to it, or forbids it; another's host is out of descriptors.
+        let (unreachable, forbidden, app) = (app::nobody().await, app::nobody().await, app::echo().await);
+        refuse(unreachable, Errno::ADDRNOTAVAIL);
+        refuse(forbidden, Errno::PERM);
+        refuse(app, Errno::MFILE);
+        let full = mesh.sidecar("orders", Protocol::Http, app);
+        for address in [unreachable, forbidden, full.address()] {
+            let called = Called::new("orders", Protocol::Http, &[address, callee.address()])
+                .retries(|retry| retry.max_retries = 1);
+            let caller = mesh.caller(vec![called]);
+            for _ in 0..8 {
+                let request = Request::post("/x").header("host", "orders.shop");
+                let request = request.body(Full::new(Bytes::from_static(b"once"))).unwrap();
+                let answer = send1(caller.address(), request).await;
+                assert_eq!(answer.status, 200, "{address}: {answer:?}");
+            }
+            let records = caller.requests(8).await;
+            let tried = records.iter().flat_map(|record| &record.attempts);
+            assert!(tried.into_iter().any(|one| one.endpoint.as_ref().unwrap().address == address), "{address}");
         }
     });
 }
