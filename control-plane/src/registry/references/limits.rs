@@ -37,14 +37,14 @@ pub(super) struct Weight {
     pub(super) bytes: usize,
 }
 
-/// Checks services that changed routes attach to or that changed themselves, and the places of changed
-/// authorization policies. Says whether anything is too large.
+/// Checks services that changed routes attach to or that changed themselves, the places of changed authorization
+/// policies, and what services inherit by routes. Says whether anything is too large.
 pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<OperationFault>) -> bool {
     let before = faults.len();
     // Each with the operations that are told.
     let mut services: BTreeMap<Name, BTreeSet<(usize, &str)>> = BTreeMap::new();
     let mut places: BTreeMap<Name, BTreeSet<usize>> = BTreeMap::new();
-    let mut backends: BTreeMap<Name, BTreeSet<usize>> = BTreeMap::new();
+    let mut backends: BTreeMap<Name, BTreeSet<(usize, &str)>> = BTreeMap::new();
     for (operation, change) in changes {
         let Some(object) = &change.after else { continue };
         if let AnyObject::AuthorizationPolicy(policy) = object {
@@ -52,16 +52,20 @@ pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<O
             let place = change.name.sibling(target);
             if policy.spec.action == Action::Deny {
                 for backend in view.denied_through(&place) {
-                    backends.entry(backend).or_default().insert(*operation);
+                    backends.entry(backend).or_default().insert((*operation, "spec.rules"));
                 }
             }
             places.entry(place).or_default().insert(*operation);
         }
         for backend in backends_of(object) {
-            backends.entry(backend).or_default().insert(*operation);
+            backends.entry(backend).or_default().insert((*operation, "spec.rules"));
         }
         if change.kind == ObjectKind::Service {
             services.entry(change.name.clone()).or_default().insert((*operation, "spec.ports"));
+            // Which rules come with a route is a matter of the ports at both of its ends.
+            for backend in view.denied_through(&change.name) {
+                backends.entry(backend).or_default().insert((*operation, "spec.ports"));
+            }
         }
         for parent in parents(object).into_iter().flatten() {
             let service = change.name.sibling(&parent.name);
@@ -91,7 +95,7 @@ pub(super) fn check(view: &View, changes: &[(usize, Change)], faults: &mut Vec<O
             faults.extend(
                 operations
                     .into_iter()
-                    .map(|operation| OperationFault { operation, fault: Fault::new("spec.rules", message.clone()) }),
+                    .map(|(operation, path)| OperationFault { operation, fault: Fault::new(path, message.clone()) }),
             );
         }
     }

@@ -488,3 +488,37 @@ fn denials_that_come_with_routes_stay_within_what_a_proxy_takes() {
     bench.commit(vec![put("AuthorizationPolicy", "b", deny(100))]);
     bench.refuse(vec![put("HTTPRoute", "split", route("any"))], &[("0 spec.rules", message)]);
 }
+
+#[test]
+fn a_changed_service_brings_no_more_denials_than_a_proxy_takes() {
+    let mut bench = Bench::new();
+    let deny = |port: u16| {
+        let rules: Vec<_> =
+            (0..150).map(|index| json!({ "to": [{ "ports": [port], "paths": [format!("/{index}")] }] })).collect();
+        json!({ "action": "DENY", "rules": rules })
+    };
+    let service = |ports: &[(u16, &str)]| {
+        let ports: Vec<_> =
+            ports.iter().map(|(port, protocol)| json!({ "port": port, "protocol": protocol })).collect();
+        json!({ "ports": ports })
+    };
+    let told = "the DENY rules that hold for service shop/any because routes lead there from other services would have \
+                300 rules; at most 256 (rules: AuthorizationPolicy shop/m 150, AuthorizationPolicy shop/n 150)";
+    bench.commit(vec![
+        put("Service", "plain", service(&[(80, "http")])),
+        put("HTTPRoute", "split", http(json!({ "name": "plain" }), json!({ "name": "any" }))),
+        put("AuthorizationPolicy", "m", deny(81)),
+        put("AuthorizationPolicy", "n", deny(81)),
+    ]);
+    // The route attaches to no such port yet.
+    bench.commit(vec![put("Service", "plain", service(&[(80, "http"), (81, "tcp")]))]);
+    bench.refuse(vec![put("Service", "plain", service(&[(80, "http"), (81, "http")]))], &[("0 spec.ports", told)]);
+
+    // What is denied at a port of the backend holds there anyway, until that is another port.
+    bench.commit(vec![
+        put("Service", "any", service(&[(80, "http")])),
+        put("AuthorizationPolicy", "m", deny(80)),
+        put("AuthorizationPolicy", "n", deny(80)),
+    ]);
+    bench.refuse(vec![put("Service", "any", service(&[(8080, "http")]))], &[("0 spec.ports", told)]);
+}
