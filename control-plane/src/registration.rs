@@ -67,8 +67,8 @@ struct Shared {
 impl Registrations {
     /// No workloads yet; leases have this length.
     pub fn new(registry: Arc<Registry>, hub: Hub, lease: Duration, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
-        let leases = Mutex::new(Leases::new(lease));
-        let (contested, turns) = Default::default();
+        let (leases, contested) = (Mutex::new(Leases::new(lease)), Mutex::new(Contested::new(lease)));
+        let turns = Turns::default();
         Self(Arc::new(Shared { registry, hub, leases, contested, turns, clock, metrics }))
     }
 
