@@ -56,6 +56,7 @@ use self::{
 use crate::{
     registry::Registry,
     tokens::{ApiTokens, JoinTokens, Revocations},
+    turns::Turns,
 };
 
 /// What the API works on.
@@ -97,6 +98,8 @@ struct Api {
     doorkeeper: Doorkeeper,
     shapes: Shapes,
     watches: Arc<watch::Watches>,
+    /// Patches of one object follow each other: who merges anew whenever others were faster might never be done.
+    patching: Turns,
     drain: drain::Watch,
 }
 
@@ -165,6 +168,7 @@ pub fn router(state: ApiState) -> Router {
         doorkeeper: Doorkeeper::new(state.api_tokens.clone()),
         shapes: Shapes::new(&definitions),
         watches: Arc::default(),
+        patching: Turns::default(),
         drain: state.drain.clone(),
         state,
     });

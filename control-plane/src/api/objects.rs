@@ -27,7 +27,7 @@ use crate::{
 
 /// Objects on a page, unless asked otherwise.
 pub(super) const PAGE: usize = 1000;
-/// How often a patch is merged anew when others change the object at the same time.
+/// How often a patch is merged anew when others replace the object at the same time.
 const PATCH_TRIES: usize = 64;
 /// Most objects on a page.
 pub(super) const MAX_PAGE: usize = 5000;
@@ -224,6 +224,7 @@ pub(super) async fn patch(mut call: Call) -> Result<Response, Refusal> {
     }
     let expected = call.expected()?;
     let patch = Arc::new(patch);
+    let _turn = call.api.patching.of(&(call.kind(), call.name())).await;
     let mut tries = 0;
     let applied = loop {
         let view = call.api.state.registry.view();
