@@ -117,6 +117,13 @@ impl Body {
         self
     }
 
+    /// Whoever read it has given up; it is not waited for until somebody reads on.
+    fn pause(&mut self) {
+        if let Watched::Request(upload) = &mut self.watched {
+            upload.pause();
+        }
+    }
+
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.first.take() {
             Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),

@@ -84,6 +84,7 @@ impl Replay {
         let number = {
             let mut shared = shared.borrow_mut();
             shared.current += 1;
+            shared.body.pause();
             shared.current
         };
         super::Kind::Replay(Reading { shared: shared.clone(), number, position: 0, done: false }).into()

@@ -218,6 +218,73 @@ async fn a_replay_begins_anew_with_what_was_read() {
     assert_eq!(text(third.collect().await), "onetwothree");
 }
 
+/// A request's, of a length that is told; nothing has come of it.
+fn uploaded() -> (Body, Rc<Exchange>) {
+    let (exchange, _) = exchange();
+    let body = Body::from(Kind::Test(Scripted { frames: VecDeque::new(), ends: false, told: true }));
+    let limits = crate::config::Limits { body_timeout: Duration::from_secs(60), ..Default::default() };
+    (body.counted(&exchange, &limits), exchange)
+}
+
+fn comes(body: &mut Body, piece: &'static [u8]) {
+    let Kind::Test(scripted) = &mut body.kind else { panic!("scripted") };
+    scripted.frames.push_back(Frame::data(Bytes::from_static(piece)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_time_in_which_a_request_is_waited_for_counts() {
+    let (mut body, _exchange) = uploaded();
+    for waits in [0, 40, 19] {
+        let mut frame = spawn(body.frame());
+        assert_pending!(frame.poll());
+        sleep(Duration::from_secs(waits)).await;
+        drop(frame);
+        comes(&mut body, &[0; 300]);
+        body.frame().await.unwrap().unwrap();
+        // The app takes nothing.
+        sleep(Duration::from_secs(600)).await;
+    }
+    // A KiB has not come in 59 s.
+    let mut frame = spawn(body.frame());
+    assert_pending!(frame.poll());
+    sleep(Duration::from_millis(999)).await;
+    assert_pending!(frame.poll());
+    sleep(Duration::from_millis(2)).await;
+    assert!(
+        matches!(assert_ready!(frame.poll()), Some(Err(BodyError::GivenUp(error))) if error.kind == ErrorKind::BodyTimeout)
+    );
+    drop(frame);
+
+    // It has: the time begins anew.
+    let (mut body, _exchange) = uploaded();
+    for _ in 0..3 {
+        let mut frame = spawn(body.frame());
+        assert_pending!(frame.poll());
+        sleep(Duration::from_secs(59)).await;
+        assert_pending!(frame.poll());
+        drop(frame);
+        comes(&mut body, &[0; 1024]);
+        body.frame().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn between_two_tries_nobody_waits_for_a_request() {
+    let (body, _exchange) = uploaded();
+    let replay = Replay::new(body, 100);
+    let mut first = replay.reading();
+    assert_pending!(spawn(first.frame()).poll());
+    drop(first);
+    let mut second = replay.reading();
+    sleep(Duration::from_secs(70)).await;
+    let mut frame = spawn(second.frame());
+    assert_pending!(frame.poll());
+    sleep(Duration::from_secs(59)).await;
+    assert_pending!(frame.poll());
+    sleep(Duration::from_secs(2)).await;
+    assert!(matches!(assert_ready!(frame.poll()), Some(Err(BodyError::GivenUp(_)))));
+}
+
 #[tokio::test]
 async fn trailers_are_replayed_too() {
     let trailers = HeaderMap::from_iter([("x".parse().unwrap(), HeaderValue::from_static("y"))]);

@@ -35,11 +35,11 @@ pub(super) struct Upload {
     limit: Duration,
     /// For what may.
     idle: Duration,
-    /// Bytes since `since`.
+    /// Bytes that came of what must come within a limit, and how long they were waited for.
     bytes: u64,
+    waited: Duration,
+    /// Since when it is waited for, if it is.
     since: Option<Instant>,
-    /// Whether it was waited for when last asked.
-    waits: bool,
     timer: Option<Pin<Box<Sleep>>>,
     /// To be told of the end.
     reading: Option<Activity>,
@@ -81,8 +81,8 @@ impl Upload {
             limit: limits.body_timeout,
             idle: limits.idle_timeout,
             bytes: 0,
+            waited: Duration::ZERO,
             since: None,
-            waits: false,
             timer: None,
             reading: None,
         }
@@ -100,10 +100,17 @@ impl Upload {
         }
     }
 
+    /// Nobody waits for it until it is asked for again.
+    pub(super) fn pause(&mut self) {
+        self.since = None;
+    }
+
     /// A piece comes.
     pub(super) fn passes(&mut self, piece: &[u8]) {
         self.exchange.count_request_bytes(piece.len());
-        self.waits = false;
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed();
+        }
         self.bytes += piece.len() as u64;
         if let Expects::Message(messages) = &mut self.expects {
             messages.pass(piece);
@@ -118,20 +125,16 @@ impl Upload {
             Expects::Message(messages) if messages.is_within() => (self.limit, PROGRESS),
             Expects::Anything if !self.is_answered() => (self.idle, 1),
             Expects::Message(_) | Expects::Anything => {
-                self.since = None;
+                (self.bytes, self.waited, self.since) = (0, Duration::ZERO, None);
                 return Poll::Pending;
             }
         };
-        let since = match self.since {
-            // What it was not waited for does not count.
-            Some(since) if self.waits || (self.bytes < progress && since.elapsed() < limit) => since,
-            _ => {
-                self.bytes = 0;
-                *self.since.insert(Instant::now())
-            }
-        };
-        self.waits = true;
-        ready!(poll_until(&mut self.timer, since + limit, cx));
+        if self.bytes >= progress {
+            (self.bytes, self.waited) = (0, Duration::ZERO);
+        }
+        // What it was not waited for does not count.
+        let since = *self.since.get_or_insert_with(Instant::now);
+        ready!(poll_until(&mut self.timer, since + limit.saturating_sub(self.waited), cx));
         let detail = match self.bytes {
             0 => format!("nothing of the request's body came for {} s", limit.as_secs_f64()),
             bytes => format!("{bytes} bytes of the request's body came within {} s", limit.as_secs_f64()),
