@@ -117,10 +117,8 @@ impl Limit {
         let own = &self.shared.own[kind as usize];
         let all = &self.shared.all.counts[kind as usize];
         let first = kind == Kind::Connection && limit > 0 && own.get() == 0;
-        if all.fetch_add(1, kind.ordering()) >= limit && !first {
-            all.fetch_sub(1, kind.ordering());
-            return None;
-        }
+        // Who is refused is never counted, not for a moment: another might be refused for it, or wait in vain.
+        all.fetch_update(kind.ordering(), kind.ordering(), |used| (first || used < limit).then_some(used + 1)).ok()?;
         own.update(|own| own + 1);
         Some(Permit { shared: self.shared.clone(), kind })
     }
@@ -183,6 +181,24 @@ mod tests {
         assert!(limit.request().is_none(), "one is still in use");
         held.pop();
         assert!(limit.request().is_some());
+    }
+
+    #[test]
+    fn who_is_refused_takes_nothing_from_others() {
+        let used = Arc::<Used>::default();
+        let of = |max_requests, used| Limit::of(Limits { max_connections: 0, max_requests, max_pending: 0 }, used);
+        let one = {
+            let used = used.clone();
+            std::thread::spawn(move || {
+                let limit = of(1, used);
+                (0..200_000).filter(|_| limit.request().is_none()).count()
+            })
+        };
+        let refused = of(0, used);
+        while !one.is_finished() {
+            assert!(refused.request().is_none());
+        }
+        assert_eq!(one.join().unwrap(), 0);
     }
 
     #[test]
