@@ -189,7 +189,7 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Silence on a connection of undeclared protocol after which it is dialled as opaque.
     pub detect_timeout: Duration,
-    /// HTTP/2 streams open at once on a connection.
+    /// HTTP/2 streams open at once on a connection. Above 100 each has a smaller window, so that all together have room.
     pub max_streams: u32,
     /// HTTP/2 streams that a peer may reset before they are answered, until the connection is closed.
     pub max_resets: usize,

@@ -43,15 +43,23 @@ use crate::{
 pub(crate) mod windows {
     use crate::connect::MAX_STREAMS;
 
-    /// Of a stream: 25 MB/s at 10 ms.
+    /// Of a stream that a proxy opens: 25 MB/s at 10 ms.
     pub(crate) const STREAM: u32 = 256 << 10;
     /// What waits to be sent on a stream, at most.
     pub(crate) const SEND_BUFFER: usize = 64 << 10;
 
+    /// Of a connection at most, as this is what somebody else may have us keep: that of the streams that a proxy opens.
+    const CONNECTION: u32 = STREAM * MAX_STREAMS as u32;
+
+    /// Of each of so many streams that others may open.
+    pub(crate) fn stream(streams: u32) -> u32 {
+        (CONNECTION / streams.max(1)).clamp(1, STREAM)
+    }
+
     /// Of a connection: as large as all its streams' together, so that streams whose readers are slow never hold up the
-    /// others; but no larger than for the streams that a proxy opens, as this is what somebody else may have us keep.
+    /// others.
     pub(crate) fn connection(streams: u32) -> u32 {
-        STREAM * streams.min(MAX_STREAMS as u32)
+        (stream(streams).saturating_mul(streams)).min(CONNECTION)
     }
 
     /// What waits to be sent on a stream of so many: no more than 8 MiB together, as long as each has one frame.
@@ -64,8 +72,9 @@ pub(crate) mod windows {
 /// message.
 pub(crate) const HYPER_MAX_HEADERS: usize = 100;
 
-/// Up to so many times the limit of headers it is told why they are refused.
-const TOLD_WHY: u32 = 4;
+/// Headers of HTTP/2 that are so many bytes above the limit, at most, are told why they are refused. A frame: with more,
+/// h2 would take frames of headers up to twice the limit and beyond before it ends the connection.
+const TOLD_WHY: u32 = 16 << 10;
 
 /// Pings that tell whether a peer with streams open is there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -142,11 +151,11 @@ where
     let mut connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.max_streams)
-        .initial_stream_window_size(windows::STREAM)
+        .initial_stream_window_size(windows::stream(limits.max_streams))
         .initial_connection_window_size(windows::connection(limits.max_streams))
         .max_send_buf_size(windows::send_buffer(limits.max_streams))
         // What h2 refuses is refused without a reason; so it takes more than is allowed, which `receive` refuses.
-        .max_header_list_size(limits.max_header_bytes.saturating_mul(TOLD_WHY))
+        .max_header_list_size(limits.max_header_bytes.saturating_add(TOLD_WHY))
         .max_pending_accept_reset_streams(limits.max_resets)
         .max_local_error_reset_streams(limits.max_resets)
         .keep_alive_interval(PING_INTERVAL)

@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
+use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt;
 use tokio::{
@@ -224,7 +225,9 @@ fn a_caller_that_has_ended_is_waited_for_only_so_long() {
         for (delay, request, expected) in [
             (100, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", 100),
             (1_000_000, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", 250),
-            (1_000_000, "GET / HTTP/1.0\r\n\r\n", 600_000),
+            (9_000, "GET / HTTP/1.0\r\n\r\n", 9_000),
+            // It is gone, for all that anybody can tell.
+            (1_000_000, "GET / HTTP/1.0\r\n\r\n", 10_000),
         ] {
             let (client, server) = duplex(64 << 10);
             let (_stages, life) = lifecycle::channel();
@@ -244,9 +247,32 @@ fn a_caller_that_has_ended_is_waited_for_only_so_long() {
 }
 
 #[test]
+fn a_caller_that_has_ended_and_reads_slowly_gets_all() {
+    paused(async {
+        let (mut client, server) = duplex(1 << 10);
+        let (_stages, life) = lifecycle::channel();
+        let ended = spawn_local(async move {
+            let handle = |_| async move { Response::new(Body::from(Bytes::from(vec![b'x'; 32 << 10]))) };
+            http1(server.into(), &Limits::default(), Ending::outbound(&life), handle).await
+        });
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        client.shutdown().await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+        let answer = all(client).await;
+        assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), 32 << 10);
+        assert!(ended.await.unwrap().is_none());
+    });
+}
+
+#[test]
 fn what_a_connection_may_keep_is_bounded() {
     for streams in [1, 10, 100, 200, 1000, 100_000] {
-        assert!((1..=25 << 20).contains(&super::windows::connection(streams)));
+        let (stream, connection) = (super::windows::stream(streams), super::windows::connection(streams));
+        assert!((1..=25 << 20).contains(&connection));
+        assert!(
+            (1..=256 << 10).contains(&stream) && stream * streams <= connection,
+            "one that is slow stalls no other"
+        );
         let sent = super::windows::send_buffer(streams);
         assert!((16 << 10..=64 << 10).contains(&sent) && (streams > 512 || sent * streams as usize <= 12 << 20));
     }

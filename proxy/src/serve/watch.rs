@@ -80,6 +80,9 @@ pub(super) enum Cut {
 /// Whose connection ends after a request is gone, mostly; but it may have said all that it had to say, and an answer
 /// that comes at once still reaches it.
 const HALF_CLOSED: Duration = Duration::from_millis(250);
+/// The same where the request was its connection's last, by what the caller said. No longer than that: mostly it is gone
+/// all the same (a probe or a client that gave up), and its request would keep its place at the app.
+const HALF_CLOSED_LAST: Duration = Duration::from_secs(10);
 
 /// What can be done to a connection.
 pub(super) trait Connection: Future<Output = hyper::Result<()>> {
@@ -168,12 +171,12 @@ impl Watch {
     }
 
     /// A request of HTTP/1.1 has begun, which is `whole`, or the `last` of its connection by what the caller says.
-    /// A caller that ends afterwards may wait for the answer: for long, if there was nothing more to come of it.
+    /// A caller that ends afterwards may wait for the answer: for longer, if there was nothing more to come of it.
     pub(super) fn may_be_half_closed(&self, whole: bool, last: bool) {
         if whole {
             self.state.activity.note_whole();
         }
-        self.state.half_closed.set(if last { self.idle_timeout } else { HALF_CLOSED });
+        self.state.half_closed.set(if last { HALF_CLOSED_LAST.min(self.idle_timeout) } else { HALF_CLOSED });
     }
 
     /// Told of the end of a request's body.
@@ -203,8 +206,8 @@ impl Watch {
                 }
                 phase = self.phase(phase);
                 if self.state.activity.is_half_closed() && matches!(phase, Phase::Idle | Phase::Head(_)) {
-                    // It has had its last answer, once that is written.
-                    phase = Phase::Leaving(Instant::now());
+                    // It has had its last answer, once that is written, which is as slow as it reads.
+                    phase = Phase::Leaving(Instant::now() + self.idle_timeout);
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
@@ -226,7 +229,7 @@ impl Watch {
                     Phase::Busy => return Poll::Pending,
                     Phase::Head(_) => return Poll::Ready(Some(self.header_timeout())),
                     Phase::Idle => {
-                        phase = Phase::Leaving(Instant::now());
+                        phase = Phase::Leaving(Instant::now() + FAREWELL);
                         connection.as_mut().graceful_shutdown();
                     }
                     Phase::Leaving(_) => return Poll::Ready(Some(Cut::Idle)),
@@ -255,7 +258,7 @@ impl Watch {
             Phase::Busy => None,
             Phase::Head(since) => Some(since + self.header_timeout),
             Phase::Idle => Some(self.state.idle_since.get() + self.idle_timeout),
-            Phase::Leaving(since) => Some(since + FAREWELL),
+            Phase::Leaving(until) => Some(until),
         }
     }
 
@@ -277,7 +280,7 @@ enum Phase {
     Head(Instant),
     /// Nothing.
     Idle,
-    /// Its end, since then.
+    /// Its end, until then.
     Leaving(Instant),
 }
 

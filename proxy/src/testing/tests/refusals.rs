@@ -17,7 +17,7 @@ use crate::{
     snapshot::{Endpoint, Protocol},
     testing::{
         Called, TestMesh, app, calling,
-        client::{Answer, get, send1, send2},
+        client::{Answer, connect2, get, send1, send2},
         meshed, run,
     },
 };
@@ -44,11 +44,17 @@ fn an_instance_that_is_not_ready_is_none() {
 fn headers_that_are_too_large_are_told_so_in_http_2_too() {
     run(async {
         let caller = TestMesh::new().caller(calling_one(|_| {}));
-        for kilobytes in [65, 200] {
+        let request = |kilobytes: usize| {
             let request = Request::get("http://orders.shop/").header("x", "y".repeat(kilobytes << 10));
-            let answer = send2(caller.address(), request.body(Empty::<Bytes>::new()).unwrap()).await;
+            request.body(Empty::<Bytes>::new()).unwrap()
+        };
+        for kilobytes in [65, 78] {
+            let answer = send2(caller.address(), request(kilobytes)).await;
             assert_eq!((answer.status.as_u16(), answer.error()), (431, "headers-too-large"), "{kilobytes}");
         }
+        // Far more are not even taken: the connection ends before twice the limit was read.
+        let answered = connect2(caller.address()).await.send_request(request(160)).await;
+        assert!(answered.is_err(), "{answered:?}");
     });
 }
 
