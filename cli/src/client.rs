@@ -204,15 +204,15 @@ impl Client {
         }
     }
 
-    /// Changes of a kind's objects from a list's point in time on, as (type, object), until the
-    /// server ends the stream or `each` says so by an error.
+    /// Changes of a kind's objects from a list's point in time on, as (type, object), as many as come together,
+    /// until the server ends the stream or `each` says so by an error.
     pub(crate) async fn watch(
         &self,
         kind: Kind,
         scope: &Scope,
         selector: Option<&str>,
         from: Option<&str>,
-        mut each: impl FnMut(&str, Object) -> Result<(), Error>,
+        mut each: impl AsyncFnMut(Vec<(String, Object)>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let path = list_path(kind, scope);
         let mut query = vec![("watch", "true")];
@@ -223,6 +223,7 @@ impl Client {
         let mut buffer = Vec::new();
         while let Some(chunk) = stream.next().await {
             buffer.extend_from_slice(&chunk.map_err(|error| self.unreachable(&error))?);
+            let mut events = Vec::new();
             while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
                 if line.trim_ascii().is_empty() {
@@ -232,8 +233,9 @@ impl Client {
                     request: format!("GET /{}?watch=true", path.join("/")),
                     reason: error.to_string(),
                 })?;
-                each(&event.r#type, event.object)?;
+                events.push((event.r#type, event.object));
             }
+            each(events).await?;
         }
         Ok(())
     }

@@ -107,8 +107,9 @@ async fn fetch(
 }
 
 /// Notes on workloads, for a table, whether they take traffic.
-async fn mark_ready(client: &Client, kind: Kind, objects: &mut [Object]) -> Result<(), Error> {
-    if kind.name != "Workload" || objects.is_empty() {
+async fn mark_ready(client: &Client, kind: Kind, objects: impl IntoIterator<Item = &mut Object>) -> Result<(), Error> {
+    let mut objects = objects.into_iter().peekable();
+    if kind.name != "Workload" || objects.peek().is_none() {
         return Ok(());
     }
     let proxies = items(client.call(Method::GET, &["v1", "proxies"], &[], None).await?);
@@ -184,24 +185,31 @@ async fn watch(session: &Session, args: &GetArgs, kind: Kind, names: &[String], 
         let from = position.clone();
         let outcome = session
             .client
-            .watch(kind, scope, selector, from.as_deref(), |event, object| {
+            .watch(kind, scope, selector, from.as_deref(), async |mut events| {
                 (pause, heard) = (RECONNECT, Instant::now());
-                if let Some(version) = object.resource_version() {
-                    position = Some(version.to_owned());
+                if args.output == Format::Table {
+                    let there = events.iter_mut().filter(|(event, _)| matches!(&**event, "ADDED" | "MODIFIED"));
+                    mark_ready(&session.client, kind, there.map(|(_, object)| object)).await?;
                 }
-                if event == "BOOKMARK" || !wanted(&object) {
-                    return Ok(());
-                }
-                match args.output {
-                    Format::Table => {
-                        let mut cells = table::cells(kind, all, "", &object, Timestamp::now());
-                        if event == "DELETED" {
-                            cells.push("deleted".to_owned());
-                        }
-                        output::print(&table.line(cells))
+                for (event, object) in events {
+                    if let Some(version) = object.resource_version() {
+                        position = Some(version.to_owned());
                     }
-                    format => print_event(event, &object, format),
+                    if event == "BOOKMARK" || !wanted(&object) {
+                        continue;
+                    }
+                    match args.output {
+                        Format::Table => {
+                            let mut cells = table::cells(kind, all, "", &object, Timestamp::now());
+                            if event == "DELETED" {
+                                cells.push("deleted".to_owned());
+                            }
+                            output::print(&table.line(cells))?;
+                        }
+                        format => print_event(&event, &object, format)?,
+                    }
                 }
+                Ok(())
             })
             .await;
         match outcome {
@@ -218,8 +226,12 @@ async fn watch(session: &Session, args: &GetArgs, kind: Kind, names: &[String], 
             Err(Error::Refused(problem)) if problem.status == 410 => {
                 output::complain("the control plane has forgotten some changes; listing again\n");
                 position = None;
-                let listing = session.client.list(kind, scope, selector).await?;
-                for object in listing.items.iter().filter(|object| wanted(object)) {
+                let mut listing = session.client.list(kind, scope, selector).await?;
+                listing.items.retain(wanted);
+                if args.output == Format::Table {
+                    mark_ready(&session.client, kind, &mut listing.items).await?;
+                }
+                for object in &listing.items {
                     match args.output {
                         Format::Table => {
                             output::print(&table.line(table::cells(kind, all, "", object, Timestamp::now())))?;

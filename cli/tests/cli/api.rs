@@ -4,6 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     os::unix::fs::MetadataExt as _,
     process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use serde_json::{Value, json as value};
@@ -256,6 +257,35 @@ fn watch_goes_on_after_what_is_and_lists_again_when_the_server_forgot() {
 }
 
 #[test]
+fn a_watch_shows_of_each_change_whether_the_workload_takes_traffic() {
+    let asked_before = AtomicUsize::new(0);
+    let workload = |version: &str| {
+        value!({ "apiVersion": "heddle.dev/v1", "kind": "Workload",
+            "metadata": { "name": "w1", "namespace": "shop", "resourceVersion": version },
+            "spec": { "address": "10.0.0.1" } })
+    };
+    let fake = Fake::start(move |asked| {
+        if asked.line.starts_with("GET /v1/proxies") {
+            let ready = asked_before.fetch_add(1, Ordering::SeqCst) != 1;
+            return json(200, &value!({ "items": [{ "name": "shop/w1", "ready": ready }] }));
+        }
+        if !asked.line.contains("watch=true") {
+            return json(200, &value!({ "items": [workload("9")], "metadata": { "resourceVersion": "9" } }));
+        }
+        let next = if asked.line.contains("resourceVersion=9") { "10" } else { "11" };
+        (200, format!("{}\n", value!({ "type": "MODIFIED", "object": workload(next) })))
+    });
+    let mut child = fake.command(&["get", "workloads", "-n", "shop", "-w"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let shown: Vec<String> = (0..4).map(|_| lines.next().unwrap().unwrap()).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let column = shown[0].find("READY").unwrap();
+    let ready: Vec<_> = shown[1..].iter().map(|line| line[column..].split(' ').next().unwrap()).collect();
+    assert_eq!(ready, ["yes", "no", "yes"], "{shown:#?}");
+}
+
+#[test]
 fn diff_shows_changes_and_can_tell_programs() {
     let fake = Fake::start(|asked| {
         if asked.line.starts_with("POST") {
@@ -337,8 +367,8 @@ fn deleting_everything_of_a_namespace_leaves_the_mesh_and_what_proxies_registere
 
 #[test]
 fn a_list_whose_pages_are_forgotten_meanwhile_begins_anew() {
-    let pages = std::sync::atomic::AtomicUsize::new(0);
-    let fake = Fake::start(move |asked| match pages.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+    let pages = AtomicUsize::new(0);
+    let fake = Fake::start(move |asked| match pages.fetch_add(1, Ordering::SeqCst) {
         0 => json(200, &value!({"items": [service("a")], "metadata": {"continue": "x"}})),
         1 => problem(410, &value!({"detail": "forgotten"})),
         _ => {
