@@ -38,6 +38,8 @@ use crate::{
 
 /// Destinations that may wait to be noted by the task.
 const QUEUE: usize = 1024;
+/// What goes to this port of a host, the app encrypts itself.
+const HTTPS: u16 = 443;
 
 /// Handle to what is known of the mesh; cheap to clone, shared by all threads.
 #[derive(Clone)]
@@ -207,17 +209,14 @@ impl Discovery {
                 let service = Arc::clone(snapshot.services.get(service)?);
                 Ok(Resolved::Service { service, port: *port, instance: *instance })
             }
-            Destination::Rejected(reason) => {
-                let detail = format!("what the control plane says of {full} cannot be used: {reason}");
-                Err(Error::new(ErrorKind::UnknownDestination, detail))
-            }
-            Destination::Unknown => self.outside(snapshot, name, full),
+            Destination::Rejected(reason) => Err(rejected(full, reason)),
+            Destination::Unknown => self.outside(snapshot, name, full, Asks::New),
             Destination::Gone => Err(gone(full)),
         })
     }
 
-    /// Whether a name that is no service may be dialled as it is.
-    fn outside(&self, snapshot: &Snapshot, name: &DialName, full: &str) -> Result<Resolved, Error> {
+    /// Whether a name that is no service may be dialled as it is, or a connection to it go on.
+    fn outside(&self, snapshot: &Snapshot, name: &DialName, full: &str, asks: Asks) -> Result<Resolved, Error> {
         let Some(mesh) = &snapshot.mesh else {
             return Err(Error::new(ErrorKind::NotReady, format!("whether {full} is of the mesh is not known yet")));
         };
@@ -228,29 +227,34 @@ impl Discovery {
             let detail = format!("{} has no port {}; it has {ports}", known.name, name.port);
             return Err(Error::new(ErrorKind::UnknownPort, detail));
         }
-        let of_mesh = match name.host.parse::<IpAddr>() {
-            Ok(ip) => snapshot.is_mesh_address(ip),
-            Err(_) => {
-                let below = |parent: &str| {
-                    name.host.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-                };
-                // A bare name was completed here, so it is one of the mesh; and `x.<namespace>` is far more
-                // likely a misspelt neighbour than a host of the internet.
-                let is_namespace = |rest: &str| rest == self.shared.namespace || snapshot.namespaces.contains(rest);
-                !name.host.contains('.')
-                    || name.host.split_once('.').is_some_and(|(_, rest)| is_namespace(rest))
-                    || mesh.suffixes.iter().any(|suffix| below(suffix))
+        let (of_mesh, taken_for) = match (name.host.parse::<IpAddr>(), name.host.split_once('.')) {
+            (Ok(ip), _) => (snapshot.is_mesh_address(ip), None),
+            // It was completed here, so it is one of the mesh.
+            (Err(_), None) => (true, None),
+            (Err(_), Some((_, rest))) => {
+                let is_meant = rest == self.shared.namespace || mesh.is_below_suffix(&name.host);
+                // `x.<namespace>` is far more likely a misspelt neighbour than a host of the internet, and would go there
+                // in plaintext; but namespaces are called like domains too (`dev`, `app`). At the port of HTTPS the app
+                // itself encrypts; and what is open was meant for a host outside, whoever makes a namespace later.
+                let is_guess = name.port != HTTPS && asks == Asks::New;
+                let taken_for = Some(rest).filter(|rest| is_guess && !is_meant && mesh.namespaces.contains(*rest));
+                (is_meant || taken_for.is_some(), taken_for)
             }
         };
         if of_mesh {
-            let detail = match service {
+            let detail = match (service, taken_for) {
+                (Some(ServiceName { name: service, .. }), Some(namespace)) => format!(
+                    "{} is taken for a service of namespace {namespace}, and none is called {service} and has port {}; \
+                     if it is a host outside the mesh, a Service with `hosts: [{}]` lets it be dialled",
+                    name.host, name.port, name.host
+                ),
                 // That one of its services has other ports, it is told only with the service.
-                Some(ServiceName { namespace, name: service }) => format!(
+                (Some(ServiceName { namespace, name: service }), None) => format!(
                     "no service of the mesh is called {service}.{namespace} and has port {}; `heddle get service \
                      {service} -n {namespace}` shows the ports that it has",
                     name.port
                 ),
-                None => format!("no service of the mesh is called {full}"),
+                (None, _) => format!("no service of the mesh is called {full}"),
             };
             Err(Error::new(ErrorKind::UnknownDestination, detail))
         } else if mesh.egress_allow {
@@ -292,11 +296,13 @@ impl Discovery {
                 let detail = format!("{full} is a service of the mesh now, and this connection leads past its proxy");
                 Err(Error::new(ErrorKind::EgressDenied, detail))
             }
+            // A new one would be refused as well; what goes past its proxy is not to be.
+            Some(Destination::Rejected(reason)) if outside => Err(rejected(&full, reason)),
             // Of an instance that has left, one hears this.
             Some(Destination::Service { .. } | Destination::Rejected(_)) => Ok(()),
             // It may have been forgotten meanwhile.
             None if !outside => Ok(()),
-            None | Some(Destination::Unknown) if outside => self.outside(&snapshot, name, &full).map(drop),
+            None | Some(Destination::Unknown) if outside => self.outside(&snapshot, name, &full, Asks::Open).map(drop),
             None | Some(Destination::Unknown | Destination::Gone) => Err(gone(&full)),
         }
     }
@@ -345,6 +351,20 @@ impl Discovery {
             format!("{}.{}:{}", name.host, self.shared.namespace, name.port)
         }
     }
+}
+
+/// Who asks about a name outside the mesh.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    /// Somebody who dials it.
+    New,
+    /// A connection to it that is open.
+    Open,
+}
+
+fn rejected(full: &str, reason: &str) -> Error {
+    let detail = format!("what the control plane says of {full} cannot be used: {reason}");
+    Error::new(ErrorKind::UnknownDestination, detail)
 }
 
 fn gone(full: &str) -> Error {

@@ -26,8 +26,6 @@ use crate::authorize::Authorizer;
 pub struct Snapshot {
     /// What holds for the whole mesh; `None` until first received.
     pub mesh: Option<Arc<Mesh>>,
-    /// Namespaces that the mesh has, or had since this proxy started: `<name>.<namespace>` is never a host outside.
-    pub namespaces: Arc<BTreeSet<Arc<str>>>,
     /// Inbound policy of each service that this workload serves; the proxy is not ready without.
     pub inbound: BTreeMap<ServiceName, Arc<InboundPolicy>>,
     /// Services by each name that was dialled (`host:port`, `ip:port`, lower case).
@@ -53,7 +51,8 @@ pub enum Destination {
     },
     /// No service of the mesh has this name.
     Unknown,
-    /// No service has it any more; one had since this proxy started, so it is not dialled as a host outside.
+    /// No service has it any more; one had since this proxy started, and the name is the mesh's by its form, so it is
+    /// not dialled as a host outside.
     Gone,
     /// The control plane's resource for it cannot be used; why.
     Rejected(Arc<str>),
@@ -100,8 +99,8 @@ pub struct Mesh {
     pub cidrs: Vec<IpNet>,
     /// Whether destinations outside the mesh may be dialled.
     pub egress_allow: bool,
-    /// Its namespaces, as the control plane now has them.
-    pub namespaces: Vec<Arc<str>>,
+    /// Its namespaces, as the control plane now has them. `<name>.<namespace>` is taken for a service of one.
+    pub namespaces: BTreeSet<Arc<str>>,
     /// Share of new traces that are sampled.
     pub sampling_ratio: f64,
     /// Whether to write the access log.
@@ -451,6 +450,16 @@ impl Endpoints {
         here.flat_map(|endpoint| endpoint.ports.iter().map(move |(port, target)| (endpoint, *port, *target)))
             .find(|(_, _, target)| *target == app.port())
             .map(|(endpoint, port, _)| (endpoint, port))
+    }
+}
+
+impl Mesh {
+    /// Whether a host is one of the mesh's suffixes, or below one.
+    pub fn is_below_suffix(&self, host: &str) -> bool {
+        let below = |suffix: &String| {
+            host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        self.suffixes.iter().any(below)
     }
 }
 

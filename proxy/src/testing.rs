@@ -12,7 +12,7 @@ mod tests;
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
@@ -210,7 +210,7 @@ pub(crate) fn calling(called: Vec<Called>) -> Snapshot {
             suffixes: vec!["mesh.local".into()],
             cidrs: vec!["10.42.0.0/16".parse().unwrap()],
             egress_allow: true,
-            namespaces: Vec::new(),
+            namespaces: BTreeSet::new(),
             sampling_ratio: 0.0,
             access_log: false,
         })),

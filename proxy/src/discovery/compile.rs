@@ -9,7 +9,7 @@ mod service;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -147,13 +147,13 @@ pub(super) fn mesh(name: &str, mesh: proto::MeshConfig) -> Result<Mesh, Reason> 
         if suffix.split('.').all(is_label) { Ok(suffix) } else { Err(format!(": {suffix:?} is no name suffix")) }
     })?;
     let cidrs = each("cidrs", mesh.cidrs, |text| cidr(&text))?;
-    let mut namespaces = Vec::with_capacity(mesh.namespaces.len());
+    let mut namespaces = BTreeSet::new();
     // As many as there are: the message's own size bounds them.
     for (index, namespace) in mesh.namespaces.into_iter().enumerate() {
         if !is_label(&namespace) {
             return Err(format!("namespaces[{index}]: {namespace:?} is no namespace"));
         }
-        namespaces.push(namespace.into());
+        namespaces.insert(namespace.into());
     }
     let telemetry = mesh.telemetry.unwrap_or_default();
     if !(0.0..=1.0).contains(&telemetry.sampling_ratio) {

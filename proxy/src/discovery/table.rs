@@ -59,6 +59,35 @@ pub(crate) struct Own {
     pub max_destinations: usize,
 }
 
+impl Own {
+    fn namespace(&self) -> &str {
+        self.node.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+}
+
+/// What tells names that are the mesh's by their form from hosts that a service only stands for.
+struct Names<'a> {
+    mesh: Option<&'a Mesh>,
+    /// The proxy's own namespace.
+    own: &'a str,
+}
+
+impl Names<'_> {
+    /// Whether a dialled name (`host:port`) is the mesh's; `led_to` is the service whose it was. Of an address it says
+    /// yes: whose that is, its form does not tell.
+    fn has(&self, dialled: &str, led_to: Option<&str>) -> bool {
+        let Some((host, _)) = dialled.rsplit_once(':').filter(|_| dialled.parse::<SocketAddr>().is_err()) else {
+            return true;
+        };
+        let Some((name, rest)) = host.split_once('.') else { return true };
+        // A service's own name stays its own when its namespace goes with it.
+        let is_its_own = led_to.and_then(|service| service.split_once('/')) == Some((rest, name));
+        is_its_own
+            || rest == self.own
+            || self.mesh.is_some_and(|mesh| mesh.namespaces.contains(rest) || mesh.is_below_suffix(host))
+    }
+}
+
 /// Whose word it is that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -222,8 +251,10 @@ impl Table {
     fn forget(&mut self, name: &str) {
         self.dialled.remove(name);
         self.services.unwant(name);
-        // An address that nobody dials any more may come to be somebody else's.
-        if name.parse::<SocketAddr>().is_ok() {
+        // An address that nobody dials any more may come to be somebody else's, and a namespace that is no more a
+        // domain's.
+        let names = Names { mesh: self.meshes.held("mesh").map(|mesh| &**mesh), own: self.own.namespace() };
+        if name.parse::<SocketAddr>().is_ok() || !names.has(name, None) {
             self.former.forget(name);
         }
     }
@@ -385,12 +416,7 @@ impl Table {
         let url = sent.type_url.clone();
         let own = &self.own;
         let response = match url.as_str() {
-            type_url::MESH_CONFIG => {
-                let response = self.meshes.apply(sent, |name, _, sent| compile::mesh(name, sent));
-                let namespaces = self.meshes.values().flat_map(|mesh| &mesh.namespaces);
-                namespaces.for_each(|namespace| self.former.know_namespace(namespace));
-                response
-            }
+            type_url::MESH_CONFIG => self.meshes.apply(sent, |name, _, sent| compile::mesh(name, sent)),
             // Put to use before it is acknowledged: the control plane goes on to sign under a new
             // root when every proxy has said that it knows it.
             type_url::TRUST_BUNDLE => self.bundles.apply(sent, |name, _, sent| {
@@ -414,15 +440,13 @@ impl Table {
         let dialled = &self.dialled;
         let wanted = |resource: &ads::Resource| resource.aliases.iter().any(|alias| dialled.contains_key(alias));
         let response = self.services.apply_if(sent, wanted, compile::service);
+        let names = Names { mesh: self.meshes.held("mesh").map(|mesh| &**mesh), own: self.own.namespace() };
         for (name, aliases) in &response.updated {
-            if let Some((namespace, _)) = name.split_once('/') {
-                self.former.know_namespace(namespace);
-            }
             for (alias, dialled) in &mut self.dialled {
                 let named = aliases.contains(alias);
                 let was = dialled.answer == Some(Dial::Service(name.clone()));
                 // The aliases are all that hit it: what is not among them no longer does.
-                if was && !named {
+                if was && !named && names.has(alias, Some(name)) {
                     self.former.leave(alias);
                 }
                 if named != was {
@@ -447,7 +471,9 @@ impl Table {
             self.active.remove(name);
             for (alias, dialled) in &mut self.dialled {
                 if alias == name || dialled.answer == Some(Dial::Service(name.clone())) {
-                    if matches!(dialled.answer, Some(Dial::Service(_))) {
+                    if let Some(Dial::Service(service)) = &dialled.answer
+                        && names.has(alias, Some(service))
+                    {
                         self.former.leave(alias);
                     }
                     dialled.answer = Some(Dial::Unknown);
@@ -463,11 +489,7 @@ impl Table {
     /// Everything that is in effect now.
     pub(super) fn snapshot(&mut self, now: Instant) -> Snapshot {
         self.refresh(now);
-        let mut snapshot = Snapshot {
-            mesh: self.meshes.held("mesh").cloned(),
-            namespaces: self.former.namespaces().clone(),
-            ..Snapshot::default()
-        };
+        let mut snapshot = Snapshot { mesh: self.meshes.held("mesh").cloned(), ..Snapshot::default() };
         for policy in self.inbound.values() {
             snapshot.inbound.insert(policy.service.clone(), Arc::clone(policy));
         }

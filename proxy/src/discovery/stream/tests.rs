@@ -239,7 +239,9 @@ async fn what_is_no_service_is_refused_or_let_out() {
         "mesh.local:80",
         "10.1.2.3:80",
         "example.com:443",
+        "example.web:443",
         "x.y.web:443",
+        "nobody.shop:443",
         "192.0.2.1:80",
     ];
     for name in names {
@@ -254,10 +256,31 @@ async fn what_is_no_service_is_refused_or_let_out() {
         for name in ["nobody", "nobody.shop", "nobody.web", "nobody.WEB.", "x.mesh.local", "mesh.local", "10.1.2.3"] {
             assert_eq!(proxy.resolve(name).await, Err(ErrorKind::UnknownDestination), "{name}");
         }
-        for name in ["example.com:443", "x.y.web:443", "192.0.2.1:80"] {
+        assert_eq!(proxy.resolve("nobody.shop:443").await, Err(ErrorKind::UnknownDestination), "the own namespace");
+        for name in ["example.com:443", "example.web:443", "x.y.web:443", "192.0.2.1:80"] {
             assert_eq!(proxy.resolve(name).await, outside, "{name}");
         }
     }
+
+    let refused = proxy.discovery.resolve(&"nobody.web:80".parse().unwrap()).await.unwrap_err().detail;
+    assert!(refused.contains("taken for a service of namespace web"), "{refused}");
+    assert!(refused.contains("`hosts: [nobody.web]`"), "{refused}");
+    // A namespace that comes ends nothing that is open, and counts for as long as it is there.
+    let still = |name: &str| proxy.discovery.still(&name.parse().unwrap(), true).map_err(|error| error.kind);
+    session.send(type_url::MESH_CONFIG, "m2", vec![mesh(true)], &[]).await;
+    while session.request(type_url::MESH_CONFIG).await.response_nonce != "m2" {}
+    assert_eq!(proxy.resolve("nobody.web:80").await, Err(ErrorKind::UnknownDestination));
+    assert_eq!(still("nobody.web:80"), Ok(()));
+    assert_eq!(still("x.mesh.local:80"), Err(ErrorKind::UnknownDestination));
+    let none = proto::MeshConfig {
+        trust_domain: "heddle.local".to_owned(),
+        egress_allow: true,
+        ..proto::MeshConfig::default()
+    };
+    let none = resource(type_url::MESH_CONFIG, "mesh", "2", &[], &none);
+    session.send(type_url::MESH_CONFIG, "m3", vec![none], &[]).await;
+    while session.request(type_url::MESH_CONFIG).await.response_nonce != "m3" {}
+    assert_eq!(proxy.resolve("nobody.web:80").await, Ok("outside".to_owned()));
 }
 
 #[tokio::test]

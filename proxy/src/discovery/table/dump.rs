@@ -18,7 +18,7 @@ impl Table {
                 "suffixes": mesh.suffixes,
                 "cidrs": mesh.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "egressAllow": mesh.egress_allow,
-                "namespaces": self.former.namespaces().iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
+                "namespaces": mesh.namespaces.iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
                 "samplingRatio": mesh.sampling_ratio,
                 "accessLog": mesh.access_log,
             })

@@ -1,8 +1,8 @@
-//! What was of the mesh since this proxy started. It is not taken for a host outside because the control plane has
-//! it no longer: an object that is deleted and applied anew would let requests out in plaintext meanwhile.
+//! Names that were a service's since this proxy started. They are not taken for hosts outside because the control plane
+//! has them no longer: an object that is deleted and applied anew would let requests out in plaintext meanwhile.
 
 use std::{
-    collections::{BTreeSet, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -12,24 +12,12 @@ const MAX_NAMES: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Former {
-    namespaces: Arc<BTreeSet<Arc<str>>>,
     names: HashSet<Arc<str>>,
     /// The same, in the order of their leaving.
     order: VecDeque<Arc<str>>,
 }
 
 impl Former {
-    /// Namespaces of now and before.
-    pub(super) fn namespaces(&self) -> &Arc<BTreeSet<Arc<str>>> {
-        &self.namespaces
-    }
-
-    pub(super) fn know_namespace(&mut self, namespace: &str) {
-        if !self.namespaces.contains(namespace) {
-            Arc::make_mut(&mut self.namespaces).insert(namespace.into());
-        }
-    }
-
     /// A dialled name that led to a service does no longer.
     pub(super) fn leave(&mut self, name: &str) {
         if self.names.contains(name) {

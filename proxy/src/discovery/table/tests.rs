@@ -396,16 +396,48 @@ async fn what_was_of_the_mesh_stays_so_whatever_becomes_of_it() {
         later,
     );
     assert_eq!(leads_to(&mut table, "payments.shop:80", later).as_deref(), Some("shop/payments"));
+}
 
-    // Nor are namespaces, whether they were named or had a service.
-    let namespaces =
-        |table: &mut Table| table.snapshot(later).namespaces.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(namespaces(&mut table), ["shop", "web"]);
-    let (name, _) = mesh(true);
-    let none = proto::MeshConfig { trust_domain: "heddle.local".to_owned(), ..proto::MeshConfig::default() };
-    let none = (name, packed(type_url::MESH_CONFIG, &none));
-    assert!(is_ack(&table.apply(response(type_url::MESH_CONFIG, "2", vec![(none, &[])], &[]), later)));
-    assert_eq!(namespaces(&mut table), ["shop", "web"]);
+#[tokio::test]
+async fn a_host_that_a_service_stood_for_is_a_host_again_and_a_namespace_that_left_is_none() {
+    let now = Instant::now();
+    let mut table = with_payments(now);
+    let aliases = [
+        "api.example.com:80",
+        "payments.shop:80",
+        "payments.shop.mesh.local:80",
+        "x.web:80",
+        "go.dev:80",
+        "192.0.2.9:80",
+    ];
+    for alias in aliases {
+        table.dial(alias, false, now).unwrap();
+    }
+    table.apply(response(type_url::MESH_CONFIG, "1", vec![(mesh(true), &[])], &[]), now);
+    table.apply(response(type_url::SERVICE, "2", vec![(service("shop/payments", &[]), &aliases)], &[]), now);
+    for alias in &aliases[..5] {
+        assert_eq!(leads_to(&mut table, alias, now).as_deref(), Some("shop/payments"), "{alias}");
+    }
+    // One by one, then all.
+    table.apply(response(type_url::SERVICE, "3", vec![(service("shop/payments", &[]), &aliases[1..])], &[]), now);
+    table.apply(response(type_url::SERVICE, "", vec![], &aliases), now);
+    let answers = ["unknown", "gone", "gone", "gone", "unknown", "gone"];
+    for (alias, answer) in aliases.iter().zip(answers) {
+        assert_eq!(leads_to(&mut table, alias, now).as_deref(), Some(answer), "{alias}");
+    }
+
+    // A service's own name outlives its namespace, until nobody asks for it any more.
+    let dev = ["go.dev:80"];
+    table.apply(response(type_url::SERVICE, "4", vec![(service("dev/go", &[]), &dev)], &[]), now);
+    table.apply(response(type_url::ENDPOINTS, "4", vec![(endpoints("dev/go", &["127.0.0.1:1"]), &[])], &[]), now);
+    assert_eq!(leads_to(&mut table, "go.dev:80", now).as_deref(), Some("dev/go"));
+    table.apply(response(type_url::SERVICE, "", vec![], &dev), now);
+    assert_eq!(leads_to(&mut table, "go.dev:80", now).as_deref(), Some("gone"));
+    let later = now + 700 * SECOND;
+    assert!(table.sweep(later));
+    table.dial("go.dev:80", false, later).unwrap();
+    table.apply(response(type_url::SERVICE, "", vec![], &dev), later);
+    assert_eq!(leads_to(&mut table, "go.dev:80", later).as_deref(), Some("unknown"));
 }
 
 #[tokio::test]
