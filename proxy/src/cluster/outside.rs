@@ -2,7 +2,7 @@
 //! endpoints what DNS says.
 //!
 //! A name is looked up once, however many ask for it at a time. What is known of it is used at once and
-//! looked up again beside that; while DNS does not answer, what it said before is better than nothing.
+//! looked up again beside that; while DNS does not answer, what it said before is better than nothing, for a while.
 
 mod lookup;
 #[cfg(test)]
@@ -25,7 +25,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use self::lookup::Lookups;
+use self::lookup::{Failed, Lookups};
 use super::{Cluster, Clusters, totals::Totals};
 use crate::{
     config::{self, DialName},
@@ -43,9 +43,13 @@ use crate::{
 const BELIEVED: Duration = Duration::from_secs(15);
 /// How long it is used while it is looked up again.
 const STALE: Duration = Duration::from_secs(600);
+/// How long it is used while lookups fail: its address may have come to be somebody else's.
+const LAST_RESORT: Duration = Duration::from_secs(3600);
 /// How long no other answer is asked for after a failure: at first, doubled with each, and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// At most, where nothing is known that could be used meanwhile: the app alone would be asking as often as it likes.
+const LONGEST_PAUSE_WITHOUT: Duration = Duration::from_secs(2);
 /// A name that nobody called in this time, and that has no connection, is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
 /// Names known at once; beyond that, the one called least recently is forgotten.
@@ -126,6 +130,7 @@ impl Outside {
                 asking.await;
             }
         }
+        known.give_up_what_is_too_old(now);
         let state = known.state.borrow();
         match (&state.cluster, &state.error) {
             (Some(cluster), _) => Ok(cluster.clone()),
@@ -165,10 +170,21 @@ impl Known {
         Self { name: name.clone(), state: RefCell::new(state), used: Cell::new(now) }
     }
 
+    /// After an hour without an answer nothing is known of a name any more.
+    fn give_up_what_is_too_old(&self, now: Instant) {
+        let state = &mut *self.state.borrow_mut();
+        let is_too_old = now.saturating_duration_since(state.answered) >= LAST_RESORT;
+        if is_too_old && state.cluster.take().is_some() {
+            // The pauses so far were of one that could do without an answer.
+            (state.failures, state.next) = (1, state.next.min(now + LONGEST_PAUSE_WITHOUT));
+        }
+    }
+
     /// Whether what is known will do until there is another answer.
     fn may_wait(&self, now: Instant) -> bool {
         let state = self.state.borrow();
-        state.cluster.is_some() && (state.failures > 0 || now.saturating_duration_since(state.answered) < STALE)
+        let limit = if state.failures > 0 { LAST_RESORT } else { STALE };
+        state.cluster.is_some() && now.saturating_duration_since(state.answered) < limit
     }
 
     /// What is of the mesh may have changed since the addresses were judged.
@@ -197,14 +213,17 @@ impl Known {
         }
     }
 
-    fn take(&self, asker: &Asker, answer: Result<Vec<SocketAddr>, Error>) {
+    fn take(&self, asker: &Asker, answer: Result<Vec<SocketAddr>, Failed>) {
         let now = Instant::now();
         let snapshot = asker.discovery.snapshot();
         let state = &mut *self.state.borrow_mut();
         state.asking = None;
         state.mesh.clone_from(&snapshot.mesh);
-        let found = answer.is_ok();
-        match answer.and_then(|addresses| asker.judge(&self.name, &addresses, &snapshot).map(|()| addresses)) {
+        let (found, was_asked) = (answer.is_ok(), !matches!(answer, Err(Failed::Unasked(_))));
+        match answer
+            .map_err(Failed::into_error)
+            .and_then(|addresses| asker.judge(&self.name, &addresses, &snapshot).map(|()| addresses))
+        {
             Ok(addresses) => {
                 (state.failures, state.error) = (0, None);
                 (state.answered, state.next) = (now, now + BELIEVED);
@@ -219,12 +238,15 @@ impl Known {
                 }
             }
             Err(error) => {
-                let pause = FIRST_PAUSE * 2_u32.saturating_pow(state.failures.min(16));
-                state.next = now + pause.min(LONGEST_PAUSE);
-                state.failures += 1;
                 // An answer that may not be used puts an end to what was before; no answer does not.
                 if found {
                     state.cluster = None;
+                }
+                if was_asked {
+                    let pause = FIRST_PAUSE * 2_u32.saturating_pow(state.failures.min(16));
+                    let longest = if state.cluster.is_some() { LONGEST_PAUSE } else { LONGEST_PAUSE_WITHOUT };
+                    state.next = now + pause.min(longest);
+                    state.failures += 1;
                 }
                 state.error = Some(error);
             }

@@ -38,16 +38,34 @@ impl Default for Lookups {
     }
 }
 
+/// Why a name has no addresses.
+pub(super) enum Failed {
+    /// DNS was asked.
+    Asked(Error),
+    /// It never came to that: others hold all places. That says nothing of the name.
+    Unasked(Error),
+}
+
+impl Failed {
+    pub(super) fn into_error(self) -> Error {
+        let (Self::Asked(error) | Self::Unasked(error)) = self;
+        error
+    }
+}
+
 impl Lookups {
     /// The addresses of a name, in order.
-    pub(super) async fn look_up(&self, name: &DialName) -> Result<Vec<SocketAddr>, Error> {
+    pub(super) async fn look_up(&self, name: &DialName) -> Result<Vec<SocketAddr>, Failed> {
         if let Ok(ip) = name.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, name.port)]);
         }
         let failed = |why: String| Error::new(ErrorKind::ConnectFailed, format!("{name}: {why}"));
+        // It stays taken until the system's resolver returns: nothing makes that stop.
+        let Ok(Ok(place)) = timeout(LOOKUP, self.places.clone().acquire_owned()).await else {
+            let why = format!("{MAX_LOOKUPS} other lookups were not answered within {} s", LOOKUP.as_secs());
+            return Err(Failed::Unasked(failed(why)));
+        };
         let asking = async {
-            // It stays taken until the system's resolver returns: nothing makes that stop.
-            let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (resolve, DialName { host, port }) = (self.resolve.clone(), name.clone());
             let asked = spawn_blocking(move || {
                 let _place = place;
@@ -56,8 +74,9 @@ impl Lookups {
             asked.await.map_err(io::Error::other)?
         };
         let found = timeout(LOOKUP, asking).await;
-        let found = found.map_err(|_| failed(format!("DNS did not answer within {} s", LOOKUP.as_secs())))?;
-        let mut addresses = found.map_err(|error| failed(error.to_string()))?;
+        let in_time = found.map_err(|_| format!("DNS did not answer within {} s", LOOKUP.as_secs()));
+        let found = in_time.and_then(|found| found.map_err(|error| error.to_string()));
+        let mut addresses = found.map_err(|why| Failed::Asked(failed(why)))?;
         addresses.sort_unstable();
         addresses.dedup();
         Ok(addresses)

@@ -155,9 +155,8 @@ fn while_dns_fails_it_is_asked_now_and_then_and_what_it_said_before_is_used() {
         assert_eq!(at_once(&outside, &new), Err(ErrorKind::ConnectFailed));
         assert_eq!(dns.asked(), 2);
         let idle = |name: &DialName| outside.names.borrow()[name].state.borrow().asking.is_none();
-        // However long it takes.
         for (pause, asked) in
-            [(16, 3), (0, 3), (1, 4), (1, 4), (1, 5), (3, 5), (1, 6), (3600, 7), (15, 7), (1, 8), (29, 8), (1, 9)]
+            [(16, 3), (0, 3), (1, 4), (1, 4), (1, 5), (3, 5), (1, 6), (3500, 7), (15, 7), (1, 8), (29, 8), (1, 9)]
         {
             advance(Duration::from_secs(pause)).await;
             assert_eq!(at_once(&outside, &known).unwrap(), ["192.0.2.1:80"]);
@@ -165,6 +164,33 @@ fn while_dns_fails_it_is_asked_now_and_then_and_what_it_said_before_is_used() {
         }
         dns.say(&["192.0.2.4:80"]);
         assert_eq!(addresses(&outside.find(&new).await.unwrap()), ["192.0.2.4:80"]);
+
+        // Not for good: the address may be somebody else's by now. And then soon again.
+        dns.fail();
+        advance(Duration::from_secs(31)).await;
+        assert_eq!(outside.find(&known).await.err().map(|error| error.kind), Some(ErrorKind::ConnectFailed));
+        dns.say(&["192.0.2.5:80"]);
+        advance(LONGEST_PAUSE_WITHOUT).await;
+        assert_eq!(addresses(&outside.find(&known).await.unwrap()), ["192.0.2.5:80"]);
+    });
+}
+
+#[test]
+fn a_name_of_which_nothing_is_known_is_asked_for_again_soon() {
+    run_within(A_DAY, async {
+        tokio::time::pause();
+        let dns = Arc::new(Dns::default());
+        let (outside, _) = outside(&dns);
+        let name = name("example.com:80");
+        dns.fail();
+        for asked in 1..20 {
+            assert_eq!(outside.find(&name).await.err().unwrap().kind, ErrorKind::ConnectFailed);
+            assert_eq!(dns.asked(), asked);
+            assert_eq!(at_once(&outside, &name), Err(ErrorKind::ConnectFailed));
+            advance(LONGEST_PAUSE_WITHOUT).await;
+        }
+        dns.say(&["192.0.2.1:80"]);
+        outside.find(&name).await.unwrap();
     });
 }
 
@@ -186,6 +212,9 @@ fn lookups_are_bounded_and_end_in_time() {
         }
         // Those that nobody waits for hold their places until they are done.
         assert_eq!(dns.asked(), MAX_LOOKUPS);
+        let failures = |name: &DialName| outside.names.borrow()[name].state.borrow().failures;
+        let failed = names.iter().filter(|name| failures(name) > 0).count();
+        assert_eq!(failed, MAX_LOOKUPS, "what was never asked for has not failed");
         dns.say(&["192.0.2.1:80"]);
         advance(Duration::from_secs(1)).await;
         for found in join_all(names.iter().map(|name| outside.find(name))).await {
