@@ -161,7 +161,7 @@ async fn forward(
             let forward = Forward { front, parts, body, upgraded, trace, chosen, instance };
             let (call, rest) = forward.prepare(&cluster, &worker.common.limits, exchange)?;
             let response = stack::call(&cluster, call).await?;
-            rest.finish(response, connection, exchange)
+            rest.finish(response, connection, exchange, (&name, &destination, &cluster))
         }
     }
 }

@@ -5,11 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use heddle_certs::{
-    Clock, Svid, TrustBundle,
-    rotation::{self, State},
-    verify::Verifier,
-};
+use heddle_certs::{Clock, Svid, TrustBundle, rotation, verify::Verifier};
 use heddle_runtime::backoff::Jittered;
 use tokio::{sync::watch, time::sleep};
 
@@ -89,7 +85,8 @@ impl<I: Issue> Renewal<I> {
         sleep(LEAST_PAUSE).await;
         loop {
             let now = self.clock.now();
-            if rotation::state(now, svid.not_before(), svid.not_after(), due) != State::Valid {
+            // One that is in use and lies ahead, by a clock that was stepped back, is none to be renewed.
+            if now >= due || !self.is_valid(svid) {
                 return;
             }
             sleep(due.duration_since(now).unwrap_or_default().min(LONGEST_SLEEP)).await;

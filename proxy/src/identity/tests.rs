@@ -359,3 +359,21 @@ fn a_clock_that_is_stepped_back_takes_no_certificate_out_of_use() {
     clock.set(now + HOUR);
     assert!(identity.current().is_none(), "it has expired");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_stepped_back_asks_for_no_certificate() {
+    let now = SystemTime::now();
+    let stepped = heddle_certs::ManualClock::new(now);
+    let clock: Arc<dyn Clock> = Arc::new(stepped.clone());
+    let fixture = start(&clock, FakeIssuer::new(&clock), true, None, None);
+    sleep(HOUR / 60).await;
+    assert!(fixture.identity.current().is_some());
+    stepped.set(now - 48 * HOUR);
+    sleep(11 * HOUR).await;
+    assert_eq!(fixture.issuer.asked(), ["token"]);
+    assert_eq!(fixture.report.borrow().failures, 0);
+    // By a clock that is right again it is renewed as ever.
+    stepped.set(now + 18 * HOUR);
+    sleep(HOUR / 60).await;
+    assert_eq!(fixture.issuer.asked(), ["token", "held"]);
+}

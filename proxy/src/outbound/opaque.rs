@@ -1,6 +1,10 @@
 //! Opaque bytes to an endpoint.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc};
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+};
 
 use bytes::BytesMut;
 use rand::Rng;
@@ -184,7 +188,7 @@ async fn copy(
     let Opened { stream: upstream, cluster, picked, _slot } = opened;
     let idle = cluster.policy().idle_timeout;
     let peer = record.outcome.peer.as_ref();
-    let tunnel = Tunnel::open(worker, name, destination, &cluster, picked.endpoint(), peer);
+    let tunnel = Tunnel::open(worker, name, destination, &cluster, picked.endpoint(), peer, Weak::new());
     let why = RefCell::new(None);
     let forbidden = async {
         *why.borrow_mut() = Some(tunnel.end().await);

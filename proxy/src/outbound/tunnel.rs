@@ -1,6 +1,10 @@
-//! Opaque connections that are open: what each was made for, and whether it may go on.
+//! Opaque and upgraded connections that are open: what each was made for, and whether it may go on.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
 
 use heddle_certs::SpiffeId;
 use tokio::sync::Notify;
@@ -10,6 +14,7 @@ use crate::{
     cluster::Cluster,
     config::DialName,
     discovery::Discovery,
+    exchange::Exchange,
     open::Open,
     outcome::{Error, ErrorKind},
     snapshot::{ClusterName, Endpoint},
@@ -24,6 +29,8 @@ pub(crate) struct Tunnel {
     endpoint: Arc<Endpoint>,
     /// Who the other end has proved to be.
     peer: Option<SpiffeId>,
+    /// The request that became one, which is to end with it.
+    exchange: Weak<Exchange>,
     ended: RefCell<Option<Error>>,
     has_ended: Notify,
 }
@@ -50,6 +57,7 @@ impl Tunnel {
         cluster: &Cluster,
         endpoint: &Arc<Endpoint>,
         peer: Option<&SpiffeId>,
+        exchange: Weak<Exchange>,
     ) -> Rc<Self> {
         let tunnel = Rc::new(Self {
             name: name.clone(),
@@ -57,6 +65,7 @@ impl Tunnel {
             cluster: cluster.name().clone(),
             endpoint: endpoint.clone(),
             peer: peer.cloned(),
+            exchange,
             ended: RefCell::default(),
             has_ended: Notify::new(),
         });
@@ -83,7 +92,11 @@ impl Tunnel {
             return false;
         }
         let Err(error) = self.judge(discovery) else { return false };
-        *self.ended.borrow_mut() = Some(error.after_send());
+        let error = error.after_send();
+        if let Some(exchange) = self.exchange.upgrade() {
+            exchange.interrupt(error.clone());
+        }
+        *self.ended.borrow_mut() = Some(error);
         self.has_ended.notify_one();
         true
     }

@@ -13,7 +13,6 @@ use tokio::{task::spawn_local, time::Duration};
 use crate::{
     body::{Body, Settle},
     exchange::Exchange,
-    listener::Arrival,
     outcome::{ClosedBy, Error, ErrorKind},
     stream::Stream,
     tcp::{self, Failure},
@@ -89,7 +88,7 @@ pub(crate) fn tunnel(
     protocol: Option<HeaderValue>,
     idle: Duration,
     exchange: &Rc<Exchange>,
-    kept: Rc<Arrival>,
+    kept: impl Sized + 'static,
 ) -> Response<Body> {
     let upstream = hyper::upgrade::on(&mut response);
     let mut settle = response.body_mut().take_settle();

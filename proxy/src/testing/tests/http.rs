@@ -1,6 +1,6 @@
 //! Requests through a pair.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,7 +18,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    outcome::Direction,
+    outcome::{Direction, ErrorKind},
     snapshot::Protocol,
     testing::{
         Called, Proxy, TestMesh,
@@ -42,7 +42,7 @@ struct Pair {
     caller: Proxy,
 }
 
-fn pair(protocol: Protocol, app: std::net::SocketAddr) -> Pair {
+fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
     let mesh = TestMesh::new();
     let callee = mesh.sidecar("orders", protocol, app);
     let caller = mesh.caller(vec![Called::new("orders", protocol, &callee.addresses)]);
@@ -280,7 +280,7 @@ fn a_cancelled_call_is_cancelled_at_the_app() {
         drop(body);
         crate::testing::until("the app to hear", || cancelled.get()).await;
         for proxy in [caller, callee] {
-            assert_eq!(proxy.request().await.error.unwrap().kind, crate::outcome::ErrorKind::ClientGone);
+            assert_eq!(proxy.request().await.error.unwrap().kind, ErrorKind::ClientGone);
         }
     });
 }
@@ -309,7 +309,7 @@ fn a_reset_of_the_app_reaches_the_caller_with_its_reason() {
         let error = body.frame().await.unwrap().unwrap_err();
         let reason = std::error::Error::source(&error).unwrap().downcast_ref::<h2::Error>().unwrap().reason();
         assert_eq!(reason, Some(h2::Reason::ENHANCE_YOUR_CALM), "{error:?}");
-        assert_eq!(caller.request().await.error.unwrap().kind, crate::outcome::ErrorKind::UpstreamReset);
+        assert_eq!(caller.request().await.error.unwrap().kind, ErrorKind::UpstreamReset);
     });
 }
 
@@ -329,25 +329,30 @@ impl std::error::Error for Calm {
     }
 }
 
+/// An app that gives back each four bytes in reverse, after an upgrade.
+async fn reverses() -> SocketAddr {
+    app::http(|mut request| async move {
+        assert_eq!(request.headers()["upgrade"], "websocket");
+        assert_eq!(request.headers()["connection"], "upgrade");
+        let upgraded = hyper::upgrade::on(&mut request);
+        spawn_local(async move {
+            let mut socket = TokioIo::new(upgraded.await.unwrap());
+            let mut word = [0; 4];
+            while socket.read_exact(&mut word).await.is_ok() {
+                word.reverse();
+                socket.write_all(&word).await.unwrap();
+            }
+        });
+        let response = Response::builder().status(101).header("connection", "upgrade");
+        response.header("upgrade", "websocket").header("sec-websocket-accept", "x").body(text("")).unwrap()
+    })
+    .await
+}
+
 #[test]
 fn an_upgrade_becomes_a_tunnel() {
     run(async {
-        let app = app::http(|mut request| async move {
-            assert_eq!(request.headers()["upgrade"], "websocket");
-            assert_eq!(request.headers()["connection"], "upgrade");
-            let upgraded = hyper::upgrade::on(&mut request);
-            spawn_local(async move {
-                let mut socket = TokioIo::new(upgraded.await.unwrap());
-                let mut word = [0; 4];
-                while socket.read_exact(&mut word).await.is_ok() {
-                    word.reverse();
-                    socket.write_all(&word).await.unwrap();
-                }
-            });
-            let response = Response::builder().status(101).header("connection", "upgrade");
-            response.header("upgrade", "websocket").header("sec-websocket-accept", "x").body(text("")).unwrap()
-        })
-        .await;
+        let app = reverses().await;
         let Pair { caller, callee } = pair(Protocol::Http, app);
         let mut request = get("/feed");
         request.headers_mut().insert("connection", HeaderValue::from_static("keep-alive, Upgrade"));
@@ -372,6 +377,36 @@ fn an_upgrade_becomes_a_tunnel() {
             assert_eq!(record.response_bytes, 12);
         }
         crate::testing::until("the connection is let go", || caller.stages.connections() == 0).await;
+    });
+}
+
+#[test]
+fn an_upgraded_connection_ends_when_what_it_was_made_for_is_no_longer_allowed() {
+    run(async {
+        let mesh = TestMesh::new();
+        let app = reverses().await;
+        let outside = format!("127.0.0.1:{}", app.port());
+        let caller = mesh.caller(vec![Called::new("orders", Protocol::Http, &[])]);
+        caller.no_service(&outside);
+        let mut request = get(&format!("http://{outside}/feed"));
+        request.headers_mut().insert("connection", HeaderValue::from_static("Upgrade"));
+        request.headers_mut().insert("upgrade", HeaderValue::from_static("websocket"));
+        let mut response = connect1(caller.addresses[1]).await.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        let mut socket = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+        let mut word = [0; 4];
+        // What does not concern it leaves it alone.
+        let mut snapshot = (*caller.worker.common.discovery.snapshot()).clone();
+        caller.believe(snapshot.clone());
+        socket.write_all(b"abcd").await.unwrap();
+        socket.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"dcba");
+
+        Arc::make_mut(snapshot.mesh.as_mut().unwrap()).egress_allow = false;
+        caller.believe(snapshot);
+        socket.read_exact(&mut word).await.unwrap_err();
+        let record = caller.request().await;
+        assert_eq!(record.error.unwrap().kind, ErrorKind::EgressDenied);
     });
 }
 
