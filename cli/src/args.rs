@@ -363,15 +363,15 @@ pub(crate) enum RootCommand {
     },
     /// Make a new root, which every proxy trusts from now on.
     Prepare,
-    /// Sign under the new root from now on; refused while a proxy has not applied it.
+    /// Sign under the new root from now on; refused while a proxy has not applied it, or may have a certificate of before `prepare`.
     Activate {
-        /// Do it all the same: a proxy that has not applied it refuses the others until it has.
+        /// Do it all the same: a proxy that is away and has not applied it can never come back, and needs a new join file.
         #[arg(long)]
         force: bool,
     },
-    /// Trust the old root no more; refused while a proxy may have a certificate of it.
+    /// Trust the old root no more; refused until the last certificate of it has ended.
     Retire {
-        /// Do it all the same: a proxy with such a certificate is refused until it has another.
+        /// Do it all the same: a proxy with such a certificate is refused everywhere, and needs a new join file.
         #[arg(long)]
         force: bool,
     },

@@ -24,15 +24,29 @@ pub(crate) async fn root(session: &Session, global: &Global, command: &RootComma
         Some(step) => session.client.call(Method::POST, &["v1", "roots", step], query, None).await?,
         None => session.client.call(Method::GET, &["v1", "roots"], &[], None).await?,
     };
-    // The certificate of the API will be under the new root, too.
-    let context = session.client.context();
-    let anchors = status.get("trustAnchors").and_then(Value::as_str).unwrap_or_default();
-    if !anchors.is_empty() && global.overrides().trust(context, anchors)? {
-        output::complain(&format!("context {} trusts {} now\n", context.name, plural(roots(&status).len(), "root")));
-    }
     match format {
         Format::Table => output::print(&render(&status))?,
         format => output::print_value(&status, format)?,
+    }
+    // The certificate of the API will be under the new root, too.
+    let context = session.client.context();
+    let anchors = status.get("trustAnchors").and_then(Value::as_str).unwrap_or_default();
+    if !anchors.is_empty() {
+        match global.overrides().trust(context, anchors) {
+            Ok(true) => {
+                let count = plural(roots(&status).len(), "root");
+                output::complain(&format!("context {} trusts {count} now\n", context.name));
+            }
+            Ok(false) => {}
+            // The step is taken: who waits for that is not to be told otherwise.
+            Err(error) => output::complain(&format!(
+                "warning: context {} cannot take up the roots, without which it reaches the control plane no more after \
+                 `activate`: {}; put `trustAnchors` of `heddle root status -o json` into a file, and name it with \
+                 HEDDLE_CA\n",
+                context.name,
+                error.report(&output::Paint::plain()).trim_end()
+            )),
+        }
     }
     Ok(exit::OK)
 }
@@ -59,12 +73,12 @@ fn render(status: &Value) -> String {
     let (meaning, next) = match phase {
         "prepared" => (
             "a new root is trusted, and signs nothing yet",
-            "`heddle root activate` once every proxy has applied it, and everybody who uses the API has said \
+            "`heddle root activate` once every proxy has applied it and the certificates of before have ended, and everybody who uses the API has said \
              `heddle root status`, which makes their context trust it; join files made before are useless then",
         ),
         "activated" => (
             "the new root signs, and what the old one signed is trusted still",
-            "`heddle root retire` once every proxy has a certificate of the new root",
+            "`heddle root retire` once the certificates of the old root have ended",
         ),
         _ => ("nothing is under way", "`heddle root prepare` begins to replace the root"),
     };
@@ -78,6 +92,11 @@ fn render(status: &Value) -> String {
                 names("oldCertificates")
             )),
         }
+    }
+    if let Some(until) = status.get("waitsUntil").and_then(Value::as_str) {
+        out.push_str(&format!(
+            "the next step waits until {until}: proxies that are away may have certificates of before\n"
+        ));
     }
     out.push_str(&format!("next: {next}\n"));
     out
@@ -98,8 +117,9 @@ mod tests {
         let text = render(&json!({
             "phase": "prepared", "epoch": 2, "proxies": 3, "behindCount": 1, "behind": ["shop/late"],
             "roots": [{"fingerprint": "0123456789abcdef0123", "signs": true}, {"fingerprint": "ff", "signs": false}],
-            "oldCertificatesCount": 0, "oldCertificates": [],
+            "oldCertificatesCount": 0, "oldCertificates": [], "waitsUntil": "2026-02-03T00:00:00Z",
         }));
+        assert!(text.contains("waits until 2026-02-03T00:00:00Z"), "{text}");
         assert!(
             text.starts_with("ROOT (SHA-256)     SIGNS\n0123456789abcdef   yes\nff                 no\n"),
             "{text}"

@@ -119,6 +119,7 @@ pub struct App {
     registry: Arc<Registry>,
     hub: Hub,
     revocations: Revocations,
+    roots: Arc<Rotation>,
     health: Health,
     /// A task without which nothing goes on has ended by itself.
     broken: CancellationToken,
@@ -205,10 +206,19 @@ impl App {
         );
         let mesh_router = Routes::new(identity)
             .add_service(registrations.service())
-            .add_service(Discovery::service(hub.clone(), revocations.clone(), Arc::clone(&clock), watch.clone()))
+            .add_service(Discovery::service(
+                hub.clone(),
+                Arc::clone(&signer),
+                revocations.clone(),
+                Arc::clone(&clock),
+                watch.clone(),
+            ))
             .prepare()
             .into_axum_router()
-            .layer(axum::middleware::from_fn_with_state((revocations.clone(), clock), calls::limit));
+            .layer(axum::middleware::from_fn_with_state(
+                (Arc::clone(&signer), revocations.clone(), clock),
+                calls::limit,
+            ));
         let api_tokens = ApiTokens::new(store);
         bootstrap(&api_tokens, &config, &addresses, &signer).await?;
         let api_router = api::router(ApiState {
@@ -221,7 +231,7 @@ impl App {
                 registry: Arc::clone(&registry),
                 registrations: registrations.clone(),
             }),
-            roots,
+            roots: roots.clone(),
             join: Arc::new(Join { address: join_address(&config, &addresses), signer }),
             trust_domain: config.trust_domain.clone(),
             drain: watch.clone(),
@@ -238,7 +248,7 @@ impl App {
         let Addresses { api, mesh, health: health_address } = &addresses;
         let data_dir = absolute(&config);
         tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, data = %data_dir.display(), "ready");
-        Ok(Self { addresses, registry, hub, revocations, health, broken, stop, stop_health, _data: data })
+        Ok(Self { addresses, registry, hub, revocations, roots, health, broken, stop, stop_health, _data: data })
     }
 
     /// Where it listens.
@@ -254,6 +264,11 @@ impl App {
     /// Whose certificates count no more.
     pub fn revocations(&self) -> &Revocations {
         &self.revocations
+    }
+
+    /// What replaces the root.
+    pub fn roots(&self) -> &Arc<Rotation> {
+        &self.roots
     }
 
     /// The discovery service's hub.

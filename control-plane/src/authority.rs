@@ -17,11 +17,13 @@ use heddle_certs::{
 };
 use heddle_runtime::private_dir::{PrivateDir, PrivateDirError};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tonic::Status;
 
 pub use self::external::ExternalError;
 use self::external::{External, Stamps};
 pub use self::roots::{Phase, Root, RootError, Roots};
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, peer::Peer};
 
 /// Everything about the own authority, in one file so that it changes as one.
 const AUTHORITY: &str = "authority.json";
@@ -63,12 +65,14 @@ pub enum AuthorityFileError {
 #[derive(Debug)]
 pub struct Signer {
     current: ArcSwap<Authority>,
-    /// Until when SVIDs under a root that signs no more may be valid. Locked while the authority is changed.
-    old_svids_end: Mutex<Option<SystemTime>>,
+    /// Until when SVIDs of before the last step may be valid. Locked while the authority is changed.
+    earlier_svids_end: Mutex<Option<SystemTime>>,
     trust_domain: TrustDomain,
     origin: Origin,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    /// The trust bundle's epoch, for those who are to look again when it changes.
+    epoch: watch::Sender<u64>,
 }
 
 /// Where an authority comes from.
@@ -99,9 +103,9 @@ struct AtRest {
     /// What is to sign next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prepared: Option<SlotAtRest>,
-    /// Seconds since 1970.
+    /// Until when SVIDs of before the last step may be valid, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    old_svids_end: Option<u64>,
+    earlier_svids_end: Option<u64>,
 }
 
 /// A prepared issuer at rest; its root is among the others.
@@ -124,7 +128,7 @@ impl Signer {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Self, AuthorityFileError> {
-        let (authority, old_svids_end, origin) = match external {
+        let (authority, earlier_svids_end, origin) = match external {
             Some(path) => {
                 // Stamped first: what changes while it is read is read again.
                 let seen = Mutex::new(External { path }.stamps());
@@ -133,17 +137,18 @@ impl Signer {
                 (authority, None, Origin::External { path: path.to_owned(), data: Arc::clone(data), seen })
             }
             None => {
-                let (authority, old_svids_end) = load_or_make(trust_domain, data, &*clock)?;
-                (authority, old_svids_end, Origin::Own(Arc::clone(data)))
+                let (authority, earlier_svids_end) = load_or_make(trust_domain, data, &*clock)?;
+                (authority, earlier_svids_end, Origin::Own(Arc::clone(data)))
             }
         };
         let signer = Self {
             current: ArcSwap::from_pointee(authority),
-            old_svids_end: Mutex::new(old_svids_end),
+            earlier_svids_end: Mutex::new(earlier_svids_end),
             trust_domain: trust_domain.clone(),
             origin,
             clock,
             metrics,
+            epoch: watch::Sender::new(0),
         };
         signer.report();
         Ok(signer)
@@ -169,15 +174,38 @@ impl Signer {
         self.current.load().issue(id, options)
     }
 
+    /// Judges a peer by the roots of now: those of its handshake may have been replaced since.
+    pub fn verify_again(&self, peer: &Peer) -> Result<(), Status> {
+        let Some(shown) = &peer.shown else { return Ok(()) };
+        shown.verify(&self.bundle(), self.clock.now()).map_err(|error| {
+            Status::unauthenticated(format!(
+                "the certificate of this connection is no longer of a root that is trusted: {error}; connect with a \
+                 new one"
+            ))
+        })
+    }
+
+    /// Returns when the roots have changed such that a peer is trusted no more, with what it is told.
+    pub async fn distrusts(&self, peer: &Peer) -> Status {
+        let mut epoch = self.epoch.subscribe();
+        loop {
+            if let Err(status) = self.verify_again(peer) {
+                return status;
+            }
+            // The sender is in this value.
+            let _ = epoch.changed().await;
+        }
+    }
+
     /// Replaces the issuing certificate when it is time, or takes up what somebody else has put in the place
     /// of theirs. Says whether the authority is another one now.
     pub fn maintain(&self) -> bool {
-        let old_svids_end = self.old_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier_svids_end = self.earlier_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load_full();
         let state = current.issuer_state(self.clock.now());
         let ends_soon = matches!(state, rotation::State::Renew | rotation::State::Expired);
         let replaced = match &self.origin {
-            Origin::Own(data) if ends_soon => self.renew_issuer(&current, *old_svids_end, data).map(|()| true),
+            Origin::Own(data) if ends_soon => self.renew_issuer(&current, *earlier_svids_end, data).map(|()| true),
             Origin::Own(_) => Ok(false),
             Origin::External { path, data, seen } => self.reload(path, data, seen),
         };
@@ -218,18 +246,20 @@ impl Signer {
     fn renew_issuer(
         &self,
         current: &Authority,
-        old_svids_end: Option<SystemTime>,
+        earlier_svids_end: Option<SystemTime>,
         data: &PrivateDir,
     ) -> Result<(), AuthorityFileError> {
         let renewed = current.renew_issuer(self.clock.now()).map_err(|source| unusable(AUTHORITY, source))?;
-        save(data, &renewed, old_svids_end)?;
+        save(data, &renewed, earlier_svids_end)?;
         tracing::info!("made a new issuing certificate");
         self.current.store(Arc::new(renewed));
         Ok(())
     }
 
     fn report(&self) {
-        let expiry = seconds(self.current.load().issuer_not_after());
+        let current = self.current.load();
+        let (expiry, epoch) = (seconds(current.issuer_not_after()), current.bundle().epoch());
+        self.epoch.send_if_modified(|known| std::mem::replace(known, epoch) != epoch);
         self.metrics.certificate_expiry.with_label_values(&["issuer"]).set(expiry);
     }
 }
@@ -277,12 +307,16 @@ fn load_or_make(
             root_key_pem,
         }),
     };
-    let old_svids_end = rest.old_svids_end.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
-    Ok((parse(trust_domain, &pem, AUTHORITY)?, old_svids_end))
+    let earlier_svids_end = rest.earlier_svids_end.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+    Ok((parse(trust_domain, &pem, AUTHORITY)?, earlier_svids_end))
 }
 
 /// All of it at once: whoever reads it after a crash finds one step or the next, whole.
-fn save(data: &PrivateDir, authority: &Authority, old_svids_end: Option<SystemTime>) -> Result<(), PrivateDirError> {
+fn save(
+    data: &PrivateDir,
+    authority: &Authority,
+    earlier_svids_end: Option<SystemTime>,
+) -> Result<(), PrivateDirError> {
     let pem = authority.to_pem();
     let rest = AtRest {
         trust_domain: authority.bundle().trust_domain().to_string(),
@@ -297,7 +331,7 @@ fn save(data: &PrivateDir, authority: &Authority, old_svids_end: Option<SystemTi
             root_key_pem,
         }),
         // Rounded up: none may be left then.
-        old_svids_end: old_svids_end.map(|end| u64::try_from(seconds(end)).unwrap_or_default() + 1),
+        earlier_svids_end: earlier_svids_end.map(|end| u64::try_from(seconds(end)).unwrap_or_default() + 1),
     };
     let text = serde_json::to_vec_pretty(&rest).expect("text and numbers are JSON");
     data.write(AUTHORITY, &text)

@@ -1,7 +1,7 @@
 //! The control plane's own SVID, with which both of its TLS listeners prove who they are.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -45,6 +45,8 @@ pub struct Certificate {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     current: ArcSwap<Current>,
+    /// Held from when the authority is looked at until what it signed is in use: none replaces a later one.
+    renewing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,16 @@ impl Certificate {
         let id = SpiffeId::control_plane(trust_domain);
         let ttl = ttl.max(SHORTEST);
         let current = sign(&signer, &id, &names, ttl, &clock, &metrics)?;
-        Ok(Self { signer, id, names, ttl, clock, metrics, current: ArcSwap::from_pointee(current) })
+        Ok(Self {
+            signer,
+            id,
+            names,
+            ttl,
+            clock,
+            metrics,
+            current: ArcSwap::from_pointee(current),
+            renewing: Mutex::default(),
+        })
     }
 
     /// For the API: clients show no certificate.
@@ -104,6 +115,7 @@ impl Certificate {
 
     /// Signs it anew, for connections made from now on; they are judged by the roots of now, too.
     pub fn renew(&self) {
+        let _renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         match sign(&self.signer, &self.id, &self.names, self.ttl, &self.clock, &self.metrics) {
             Ok(current) => {
                 self.current.store(Arc::new(current));

@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use heddle_api::proto::ads::{
@@ -20,12 +20,12 @@ use heddle_api::proto::ads::{
 };
 use heddle_certs::Clock;
 use heddle_runtime::drain;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::hub::{Hub, Proxy, ProxyReport};
-use crate::{peer::Peer, tokens::Revocations};
+use crate::{authority::Signer, peer::Peer, tokens::Revocations};
 
 /// The largest message of a proxy: names and versions only.
 const MAX_MESSAGE: usize = 2 * 1024 * 1024;
@@ -34,6 +34,7 @@ const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Discovery {
     hub: Hub,
+    signer: Arc<Signer>,
     revocations: Revocations,
     clock: Arc<dyn Clock>,
     drain: drain::Watch,
@@ -43,11 +44,12 @@ impl Discovery {
     /// The service, which ends its streams when `drain` is raised.
     pub fn service(
         hub: Hub,
+        signer: Arc<Signer>,
         revocations: Revocations,
         clock: Arc<dyn Clock>,
         drain: drain::Watch,
     ) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(Self { hub, revocations, clock, drain })
+        AggregatedDiscoveryServiceServer::new(Self { hub, signer, revocations, clock, drain })
             .max_decoding_message_size(MAX_MESSAGE)
             // One resource may be large: a service with tens of thousands of endpoints.
             .max_encoding_message_size(usize::MAX)
@@ -68,7 +70,18 @@ impl AggregatedDiscoveryService for Discovery {
         let (sender, receiver) = mpsc::channel(1);
         let (hub, revocations) = (self.hub.clone(), self.revocations.clone());
         let (clock, drain) = (Arc::clone(&self.clock), self.drain.clone());
-        self.drain.spawn(Box::pin(stream::run(hub, revocations, peer, clock, request.into_inner(), sender, drain)));
+        let (signer, end) = (Arc::clone(&self.signer), sender.clone());
+        let run = stream::run(hub, revocations, peer.clone(), clock, request.into_inner(), sender, drain);
+        self.drain.spawn(Box::pin(async move {
+            tokio::select! {
+                () = run => {}
+                status = signer.distrusts(&peer) => {
+                    tracing::info!(peer = %peer.address, %status, "discovery stream ended");
+                    // If the proxy does not read, it need not know.
+                    let _ = timeout(Duration::from_secs(1), end.send(Err(status))).await;
+                }
+            }
+        }));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

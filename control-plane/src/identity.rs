@@ -82,6 +82,10 @@ impl IdentityService {
         };
         let options = SignOptions::new(self.ttl, self.clock.now());
         let chain = self.signer.sign(&request.csr, &id, &options).map_err(|error| unsigned(&error))?;
+        // After it is signed: if a root is taken out of the trust bundle from here on, this was before.
+        if how == "renewal" {
+            self.signer.verify_again(peer).map_err(|status| Refusal("certificate", status))?;
+        }
         if let Some(leaf) = chain.first() {
             let renews = (how == RENEWAL).then_some(peer);
             let end = options.now + self.ttl;

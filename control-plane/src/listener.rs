@@ -36,7 +36,11 @@ use self::{
     admission::{Admission, Place},
     stalled::Stalled,
 };
-use crate::{metrics::Metrics, peer::Peer, tokens::fingerprint};
+use crate::{
+    metrics::Metrics,
+    peer::{Peer, Shown},
+    tokens::fingerprint,
+};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -198,7 +202,8 @@ impl Connection {
         let address = SocketAddr::new(self.address.ip().to_canonical(), self.address.port());
         let chain = stream.get_ref().1.peer_certificates();
         let fingerprint = chain.and_then(|chain| chain.first()).map(|leaf| fingerprint(leaf).into());
-        Ok(Peer { address, certificate: chain.map(verify::peer).transpose()?, fingerprint })
+        let shown = chain.map(|chain| Arc::new(Shown::new(chain)));
+        Ok(Peer { address, certificate: chain.map(verify::peer).transpose()?, fingerprint, shown })
     }
 }
 

@@ -26,8 +26,8 @@ struct Line {
 
 #[derive(Subcommand)]
 enum Other {
-    /// Make another admin token while the control plane does not run, for whoever has lost the first one, and write a
-    /// context with it to the context file.
+    /// Make another admin token while the control plane does not run, for whoever has lost the first one, which stays
+    /// valid until it is deleted, and write a context with it to the context file.
     AdminToken(Flags),
 }
 
@@ -56,7 +56,10 @@ fn config(flags: Flags) -> anyhow::Result<Config> {
 
 async fn admin_token(flags: Flags) -> anyhow::Result<()> {
     let written = app::admin_token(&config(flags)?, SystemClock::shared()).await?;
-    println!("made an admin token; it is in context {} of {}", written.name, written.path.display());
+    println!("made another admin token; it is in context {} of {}", written.name, written.path.display());
+    println!(
+        "those of before are valid still; `heddle api-token list` shows them, `heddle api-token delete` ends a lost one"
+    );
     if let Some((old, new)) = written.renamed {
         println!("context {old}, of the same address, is kept, and is called {new} now");
     }

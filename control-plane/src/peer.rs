@@ -1,8 +1,18 @@
 //! Who is at the other end of a connection.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
-use heddle_certs::{SpiffeId, verify};
+use heddle_certs::{
+    CertificateDer, SpiffeId, TrustBundle,
+    verify::{self, Side, Verifier, VerifyError},
+};
 use tonic::{Request, Status};
 
 /// The peer of a connection to the mesh listener, as the handshake left it.
@@ -14,6 +24,35 @@ pub struct Peer {
     pub certificate: Option<verify::Peer>,
     /// What that certificate is known by.
     pub fingerprint: Option<Arc<str>>,
+    /// That certificate with what leads to a root.
+    pub shown: Option<Arc<Shown>>,
+}
+
+/// The chain that a client showed.
+#[derive(Debug)]
+pub struct Shown {
+    chain: Vec<CertificateDer<'static>>,
+    /// Of the trust bundle by which it was found good last; none has 0.
+    epoch: AtomicU64,
+}
+
+impl Shown {
+    /// A chain, leaf first.
+    pub fn new(chain: &[CertificateDer<'_>]) -> Self {
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Self { chain, epoch: AtomicU64::new(0) }
+    }
+
+    /// Whether it is good by this trust bundle; worked out once for each.
+    pub fn verify(&self, bundle: &TrustBundle, now: SystemTime) -> Result<(), VerifyError> {
+        if self.epoch.load(Ordering::Relaxed) == bundle.epoch() {
+            return Ok(());
+        }
+        let (leaf, intermediates) = self.chain.split_first().ok_or(VerifyError::NoCertificate)?;
+        Verifier::new(bundle.clone()).verify(leaf, intermediates, Side::Client, now)?;
+        self.epoch.store(bundle.epoch(), Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl Peer {

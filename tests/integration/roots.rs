@@ -17,7 +17,7 @@ use crate::world::{ECHO, World, calling};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_root_is_replaced_without_a_lost_request_and_the_old_one_is_refused() {
-    let mut world = World::with(&["--svid-ttl", "8s", "--lease", "6s"], ECHO).await;
+    let mut world = World::with(&["--svid-ttl", "30s", "--lease", "6s"], ECHO).await;
     let late = world.mesh.proxy("test", calling("stranger")).await;
     let td = TrustDomain::new("heddle.local").expect("a trust domain");
     // Whoever took a copy of the old authority makes certificates as they please.
@@ -50,6 +50,7 @@ async fn the_root_is_replaced_without_a_lost_request_and_the_old_one_is_refused(
     let refused = heddle(&world.mesh, &["root", "activate"]).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("test/stranger-1"), "{said}");
+    assert!(said.contains("away since `prepare`") && said.contains("new join file"), "{said}");
     let twice = heddle(&world.mesh, &["root", "prepare"]).await;
     assert!(!twice.status.success());
     // One that only calls is not known again before it is back.
@@ -63,17 +64,22 @@ async fn the_root_is_replaced_without_a_lost_request_and_the_old_one_is_refused(
     let anchors = both["trustAnchors"].as_str().expect("roots");
     let both = TrustBundle::from_pem(td.clone(), 2, anchors.as_bytes()).expect("roots");
     assert_eq!(both.roots().len(), 2);
-    eventually("every proxy to have the new root", Duration::from_secs(60), || async {
-        let tried = heddle(&world.mesh, &["root", "activate"]).await;
-        if tried.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&tried.stderr).into_owned()) }
-    })
+    eventually(
+        "every proxy to have the new root, and the certificates of before to end",
+        Duration::from_secs(120),
+        || async {
+            let tried = heddle(&world.mesh, &["root", "activate"]).await;
+            if tried.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&tried.stderr).into_owned()) }
+        },
+    )
     .await;
+    done(&world.mesh, &["root", "activate"]).await;
     again(&mut world.mesh).await;
     assert_eq!(status(&world.mesh).await["phase"], "activated");
     let inbound = world.server.addresses.inbound;
     let answer = ask(&stolen, &both, inbound).await.expect("the old root is trusted still");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    eventually("every proxy to have another certificate", Duration::from_secs(60), || async {
+    eventually("the certificates of the old root to end", Duration::from_secs(120), || async {
         let tried = heddle(&world.mesh, &["root", "retire"]).await;
         if tried.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&tried.stderr).into_owned()) }
     })
@@ -88,8 +94,8 @@ async fn the_root_is_replaced_without_a_lost_request_and_the_old_one_is_refused(
     .await;
     let now = status(&world.mesh).await;
     assert_eq!((now["phase"].as_str(), now["epoch"].as_u64()), (Some("steady"), Some(3)), "{now:#}");
-    // Long enough for another round of certificates.
-    tokio::time::sleep(Duration::from_secs(8)).await;
+    // Long enough for a round of certificates of the root that is alone now.
+    tokio::time::sleep(Duration::from_secs(22)).await;
     stop.cancel();
     for one in traffic {
         let (answered, lost) = one.await.expect("no panic");

@@ -14,7 +14,7 @@ use super::{
 
 /// Keeps the roots.
 pub trait RootKeeper: std::fmt::Debug + Send + Sync + 'static {
-    /// The roots, and how far proxies are.
+    /// The roots, and how far proxies are, as of one moment. Blocks while a step is taken.
     fn status(&self) -> RootStatus;
 
     /// Takes a step, whether or not every proxy is ready for it if `force` is set. Blocks: it writes to disk.
@@ -88,10 +88,18 @@ pub struct RootStatus {
     /// Until when such certificates can be valid at all, RFC 3339; absent where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_certificates_until: Option<String>,
+    /// Until when `activate` or `retire`, whichever is next, waits for proxies that are away, RFC 3339: they may have a
+    /// certificate of before the last step, and know nothing of that; absent where it waits for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_until: Option<String>,
 }
 
 pub(super) async fn get(call: Call) -> Result<Response, Refusal> {
-    call.answer(StatusCode::OK, &call.api.state.roots.status())
+    let keeper = Arc::clone(&call.api.state.roots);
+    let status = tokio::task::spawn_blocking(move || keeper.status()).await;
+    let status = status
+        .map_err(|_| Refusal::new(Why::Internal, "the roots cannot be told; the control plane's log says more"))?;
+    call.answer(StatusCode::OK, &status)
 }
 
 pub(super) async fn prepare(call: Call) -> Result<Response, Refusal> {
@@ -107,21 +115,23 @@ pub(super) async fn retire(call: Call) -> Result<Response, Refusal> {
 }
 
 async fn step(call: Call, step: RootStep) -> Result<Response, Refusal> {
-    let (keeper, force) = (Arc::clone(&call.api.state.roots), call.flag("force"));
-    let taken = tokio::task::spawn_blocking(move || keeper.step(step, force)).await;
-    let taken = taken.map_err(|_| Refusal::new(Why::Internal, "the step failed; the control plane's log says more"))?;
-    match taken {
-        Ok(status) => {
-            tracing::info!(by = call.token.name, ?step, force, epoch = status.epoch, "changed the mesh's roots");
-            call.answer(StatusCode::OK, &status)
+    let (keeper, force, by) = (Arc::clone(&call.api.state.roots), call.flag("force"), call.token.name.clone());
+    let taken = tokio::task::spawn_blocking(move || {
+        let taken = keeper.step(step, force);
+        // Here, since the step is taken even if the client has gone meanwhile.
+        match &taken {
+            Ok(status) => tracing::info!(by, ?step, force, epoch = status.epoch, "changed the mesh's roots"),
+            Err(RootRefusal::Conflict(why)) => {
+                tracing::info!(by, ?step, force, why, "refused to change the mesh's roots")
+            }
+            Err(RootRefusal::Failed(why)) => tracing::error!(by, ?step, force, why, "cannot change the mesh's roots"),
         }
-        Err(RootRefusal::Conflict(why)) => {
-            tracing::info!(by = call.token.name, ?step, force, why, "refused to change the mesh's roots");
-            Err(Refusal::new(Why::Conflict, why))
-        }
-        Err(RootRefusal::Failed(why)) => {
-            tracing::error!(by = call.token.name, ?step, force, why, "cannot change the mesh's roots");
-            Err(Refusal::new(Why::Internal, why))
-        }
+        taken
+    });
+    let taken = taken.await;
+    match taken.map_err(|_| Refusal::new(Why::Internal, "the step failed; the control plane's log says more"))? {
+        Ok(status) => call.answer(StatusCode::OK, &status),
+        Err(RootRefusal::Conflict(why)) => Err(Refusal::new(Why::Conflict, why)),
+        Err(RootRefusal::Failed(why)) => Err(Refusal::new(Why::Internal, why)),
     }
 }

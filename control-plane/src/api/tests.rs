@@ -124,6 +124,7 @@ impl RootKeeper for NoRoots {
             old_certificates_count: 0,
             old_certificates: Vec::new(),
             old_certificates_until: None,
+            waits_until: None,
         }
     }
 

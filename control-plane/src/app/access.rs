@@ -46,7 +46,7 @@ pub async fn admin_token(config: &Config, clock: Arc<dyn Clock>) -> Result<Writt
     let tokens = ApiTokens::new(Arc::new(RedbStore::open(&store, &RedbOptions::default())?));
     let mut context = None;
     let write = async |token: &str| hand_over(config, api, &signer, token).map(|written| context = Some(written));
-    tokens.replace_admin::<HandOverError>(write).await?;
+    tokens.another_admin::<HandOverError>(write).await?;
     Ok(context.unwrap_or_default())
 }
 

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tonic::{Status, server::NamedService};
 
 use crate::{
+    authority::Signer,
     identity::{IdentityService, revoked},
     peer::Peer,
     registration::{LONGEST_WAIT, Registrations},
@@ -28,7 +29,7 @@ const REGISTRATION: Duration = Duration::from_secs(5);
 
 /// A call without certificate can be for a certificate only, and none but discovery takes longer than it must.
 pub(super) async fn limit(
-    State((revocations, clock)): State<(Revocations, Arc<dyn Clock>)>,
+    State((signer, revocations, clock)): State<(Arc<Signer>, Revocations, Arc<dyn Clock>)>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -47,7 +48,11 @@ pub(super) async fn limit(
         _ if is_identity => {}
         None => return status(&Status::unauthenticated("a client certificate of this mesh is required")),
         Some(peer) if revocations.is_revoked(peer, clock.now()) => return status(&revoked(peer)),
-        Some(_) => {}
+        Some(peer) => {
+            if let Err(distrusted) = signer.verify_again(peer) {
+                return status(&distrusted);
+            }
+        }
     }
     match within {
         None => next.run(request).await,

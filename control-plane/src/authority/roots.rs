@@ -41,8 +41,8 @@ pub struct Roots {
     pub epoch: u64,
     /// All that are trusted.
     pub roots: Vec<Root>,
-    /// Until when SVIDs under a root that signs no more may be valid.
-    pub old_svids_end: Option<SystemTime>,
+    /// Until when SVIDs of before the last step may be valid: whoever has been away since it knows nothing of it.
+    pub earlier_svids_end: Option<SystemTime>,
     /// All of them, PEM.
     pub pem: String,
 }
@@ -67,7 +67,7 @@ pub enum RootError {
 impl Signer {
     /// The roots as they are now.
     pub fn roots(&self) -> Roots {
-        let old_svids_end = *self.old_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier_svids_end = *self.earlier_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
         let authority = self.current.load();
         let bundle = authority.bundle();
         let roots = bundle
@@ -78,46 +78,49 @@ impl Signer {
             phase: phase(&authority),
             epoch: bundle.epoch(),
             roots: roots.collect(),
-            old_svids_end,
+            earlier_svids_end,
             pem: bundle.to_pem(),
         }
     }
 
-    /// Makes a new root and adds it to those that are trusted.
-    pub fn prepare_root(&self) -> Result<(), RootError> {
+    /// Makes a new root and adds it to those that are trusted. `earlier_svids_end`: when the last SVID of before ends.
+    pub fn prepare_root(&self, earlier_svids_end: SystemTime) -> Result<(), RootError> {
         self.step(|authority| match phase(authority) {
-            Phase::Steady => Ok((authority.prepare_root(self.clock.now())?, None)),
+            Phase::Steady => Ok(Some((authority.prepare_root(self.clock.now())?, Some(earlier_svids_end)))),
             Phase::Prepared => Err(RootError::Turn("a root is prepared already; activate it")),
             Phase::Activated => Err(RootError::Turn("the old root is still trusted; retire it first")),
         })
     }
 
-    /// Signs under the prepared root from now on. `old_svids_end`: when the last SVID of before ends.
-    pub fn activate_root(&self, old_svids_end: SystemTime) -> Result<(), RootError> {
-        self.step(|authority| {
-            let activated = authority.activate().ok_or(RootError::Turn("no root is prepared; prepare one first"))?;
-            Ok((activated, Some(old_svids_end)))
+    /// Signs under the prepared root from now on, if it does not already. `earlier_svids_end`: when the last SVID of
+    /// before ends.
+    pub fn activate_root(&self, earlier_svids_end: SystemTime) -> Result<(), RootError> {
+        self.step(|authority| match (phase(authority), authority.activate()) {
+            (_, Some(activated)) => Ok(Some((activated, Some(earlier_svids_end)))),
+            (Phase::Activated, None) => Ok(None),
+            (_, None) => Err(RootError::Turn("no root is prepared; prepare one first")),
         })
     }
 
-    /// Trusts only the root that signs from now on.
+    /// Trusts only the root that signs from now on, if it is not the only one already.
     pub fn retire_roots(&self) -> Result<(), RootError> {
         self.step(|authority| match phase(authority) {
-            Phase::Activated => Ok((authority.retire_old_roots()?, None)),
+            Phase::Activated => Ok(Some((authority.retire_old_roots()?, None))),
             Phase::Prepared => Err(RootError::Turn("the prepared root does not sign yet; activate it first")),
-            Phase::Steady => Err(RootError::Turn("there is no old root")),
+            Phase::Steady => Ok(None),
         })
     }
 
+    /// `change`: the authority of after the step, and when the last SVID of before ends; nothing where it is taken.
     fn step(
         &self,
-        change: impl FnOnce(&Authority) -> Result<(Authority, Option<SystemTime>), RootError>,
+        change: impl FnOnce(&Authority) -> Result<Option<(Authority, Option<SystemTime>)>, RootError>,
     ) -> Result<(), RootError> {
         let Origin::Own(data) = &self.origin else { return Err(RootError::External) };
-        let mut old_svids_end = self.old_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
-        let (changed, end) = change(&self.current.load())?;
+        let mut earlier_svids_end = self.earlier_svids_end.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((changed, end)) = change(&self.current.load())? else { return Ok(()) };
         save(data, &changed, end)?;
-        *old_svids_end = end;
+        *earlier_svids_end = end;
         self.current.store(Arc::new(changed));
         self.report();
         Ok(())

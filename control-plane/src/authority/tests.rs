@@ -162,17 +162,21 @@ fn the_root_is_replaced_in_steps_each_of_which_a_restart_finds() {
     let first = world.open(None).unwrap();
     let old = world.sign(&first).unwrap().chain().to_vec();
     let old_root = first.bundle().roots().to_vec();
-    for wrong in [first.activate_root(world.clock.now()), first.retire_roots()] {
-        assert!(matches!(wrong, Err(RootError::Turn(_))), "{wrong:?}");
-    }
-    first.prepare_root().unwrap();
-    assert!(matches!(first.prepare_root(), Err(RootError::Turn(_))));
+    let now = world.clock.now();
+    assert!(matches!(first.activate_root(now), Err(RootError::Turn(_))));
+    first.retire_roots().expect("there is one root already");
+    assert_eq!((phase(&first), first.bundle().epoch()), (Phase::Steady, 1));
+    let end = now + Duration::from_secs(3600);
+    first.prepare_root(end).unwrap();
+    assert!(matches!(first.prepare_root(now), Err(RootError::Turn(_))));
     assert!(matches!(first.retire_roots(), Err(RootError::Turn(_))));
 
     let bundle = first.bundle();
     drop(first);
     let prepared = world.open(None).unwrap();
     assert_eq!((phase(&prepared), prepared.bundle().epoch()), (Phase::Prepared, 2));
+    let known = prepared.roots().earlier_svids_end.unwrap();
+    assert!(known >= end && known < end + Duration::from_secs(2), "{known:?}");
     assert_eq!(prepared.bundle(), bundle);
     assert_eq!(world.sign(&prepared).unwrap().chain()[1], old[1], "the old issuer signs");
     // The issuer is renewed as ever, and what is prepared stays.
@@ -180,16 +184,18 @@ fn the_root_is_replaced_in_steps_each_of_which_a_restart_finds() {
     assert!(prepared.maintain());
     let end = world.clock.now() + Duration::from_secs(3600);
     prepared.activate_root(end).unwrap();
+    prepared.activate_root(end + Duration::from_secs(1000)).expect("it signs already");
     drop(prepared);
 
     let activated = world.open(None).unwrap();
     assert_eq!((phase(&activated), activated.bundle().epoch()), (Phase::Activated, 2));
-    let known = activated.roots().old_svids_end.unwrap();
+    let known = activated.roots().earlier_svids_end.unwrap();
     assert!(known >= end && known < end + Duration::from_secs(2), "{known:?}");
     assert_eq!(activated.roots().roots.iter().map(|root| root.signs).collect::<Vec<_>>(), [false, true]);
     let new = world.sign(&activated).unwrap().chain().to_vec();
     assert_ne!(new[1], old[1]);
     activated.retire_roots().unwrap();
+    activated.retire_roots().expect("it is retired already");
     drop(activated);
 
     let retired = world.open(None).unwrap();

@@ -178,9 +178,9 @@ impl Catalog {
         touched
     }
 
-    /// Changes the roots.
+    /// Changes the roots. Whoever tells of them late does not bring back those of before.
     pub(super) fn set_bundle(&mut self, bundle: TrustBundle) -> Vec<(StreamId, Touched)> {
-        if self.bundle == bundle {
+        if self.bundle == bundle || bundle.epoch() < self.bundle.epoch() {
             return Vec::new();
         }
         self.bundle = bundle;

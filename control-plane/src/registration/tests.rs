@@ -98,6 +98,7 @@ fn peer(account: &str) -> Peer {
         address: "10.0.0.1:40000".parse().unwrap(),
         certificate: Some(verify::Peer { id, not_after }),
         fingerprint: None,
+        shown: None,
     }
 }
 

@@ -181,8 +181,8 @@ impl ApiTokens {
         self.make_admin(Transaction::new().when(BOOTSTRAPPED, 0), hand_over).await.map(Some)
     }
 
-    /// Makes one more admin token, in the same order, for whoever has lost the others.
-    pub async fn replace_admin<E: std::error::Error + Send + Sync + 'static>(
+    /// Makes one more admin token, in the same order, for whoever has lost the others, which stay valid.
+    pub async fn another_admin<E: std::error::Error + Send + Sync + 'static>(
         &self,
         hand_over: impl AsyncFnOnce(&str) -> Result<(), E>,
     ) -> Result<ApiToken, BootstrapError> {

@@ -9,7 +9,10 @@ use heddle_api::proto::{
     type_url,
 };
 use heddle_certs::{Authority, Clock, ManualClock, SignOptions, csr};
-use heddle_control_plane::config::written::Written;
+use heddle_control_plane::{
+    api::{RootKeeper, RootRefusal, RootStep},
+    config::written::Written,
+};
 use tonic::{Code, Status};
 
 use crate::world::{Ads, ORDERS, World, trust_domain};
@@ -183,4 +186,45 @@ async fn a_revoked_certificate_is_not_renewed_and_opens_nothing() {
     let mut ads = world.discover(&renewed, "orders-1").await;
     ads.subscribe(type_url::SERVICE, &["shop/orders"]).await;
     ads.acknowledged().await;
+}
+
+#[tokio::test]
+async fn a_root_that_is_retired_takes_its_certificates_along_on_open_connections_too() {
+    let clock = ManualClock::new(SystemTime::now());
+    let world = World::start_with(Written::default(), Arc::new(clock.clone())).await;
+    world.apply(ORDERS).await;
+    let roots = Arc::clone(world.app.roots());
+    let step = |step, force| {
+        let roots = Arc::clone(&roots);
+        async move { tokio::task::spawn_blocking(move || roots.step(step, force)).await.unwrap() }
+    };
+    // Of the old root; with it connections are made before that is retired.
+    let old = world.join("orders").await;
+    let mut old_stream = world.discover(&old, "shop/orders-1").await;
+    let mut old_client = IdentityClient::new(world.connect(Some(&old)).await.unwrap());
+    let mut old_renews = async || {
+        let attestation = Some(Attestation::Renewal(Renewal {}));
+        old_client.issue_svid(IssueSvidRequest { csr: csr::generate().unwrap().1, attestation }).await
+    };
+    old_renews().await.unwrap();
+    step(RootStep::Prepare, false).await.unwrap();
+    // Nobody that has not applied it is known, but whoever is away may have a certificate for a day.
+    let refused = step(RootStep::Activate, false).await.unwrap_err();
+    assert!(matches!(&refused, RootRefusal::Conflict(why) if why.contains("since `prepare`")), "{refused:?}");
+    step(RootStep::Activate, true).await.unwrap();
+    step(RootStep::Activate, false).await.expect("it signs already");
+    let refused = step(RootStep::Retire, false).await.unwrap_err();
+    assert!(matches!(&refused, RootRefusal::Conflict(why) if why.contains("the old root")), "{refused:?}");
+    old_renews().await.unwrap();
+    let new = world.renew(&old).await.unwrap();
+    let mut new_stream = world.discover(&new, "shop/orders-2").await;
+    step(RootStep::Retire, true).await.unwrap();
+    let status = old_renews().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    assert!(status.message().contains("no longer of a root"), "{status}");
+    assert_eq!(old_stream.end().await.code(), Code::Unauthenticated);
+    world.renew(&new).await.unwrap();
+    assert!(new_stream.is_quiet().await);
+    let retired = step(RootStep::Retire, false).await.expect("it is retired already");
+    assert_eq!(retired.epoch, 3);
 }
