@@ -15,6 +15,7 @@ use heddle_api::{
 };
 use heddle_certs::{CertificateDer, Clock, SpiffeId, Svid, SystemClock, TrustBundle, TrustDomain, csr, tls};
 use heddle_control_plane::{
+    api::RootKeeper,
     app::App,
     config::{Config, written::Written},
     registry::{Author, Operation},
@@ -92,9 +93,7 @@ impl World {
 
     /// The roots, as the join file of a proxy has them.
     pub fn roots(&self) -> TrustBundle {
-        let text = std::fs::read_to_string(self.folder.path().join("context.yaml")).unwrap();
-        let context: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
-        let pem = context["contexts"][0]["caPem"].as_str().unwrap();
+        let pem = self.app.roots().status().trust_anchors;
         TrustBundle::from_pem(trust_domain(), 1, pem.as_bytes()).unwrap()
     }
 
