@@ -44,7 +44,7 @@ pub(crate) async fn root(session: &Session, global: &Global, command: &RootComma
                  `activate`: {}; put `trustAnchors` of `heddle root status -o json` into a file, and name it with \
                  HEDDLE_CA\n",
                 context.name,
-                error.report(&output::Paint::plain()).trim_end()
+                error.report(&output::Paint::for_stderr(global.color)).trim_end()
             )),
         }
     }

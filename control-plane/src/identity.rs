@@ -83,7 +83,7 @@ impl IdentityService {
         let options = SignOptions::new(self.ttl, self.clock.now());
         let chain = self.signer.sign(&request.csr, &id, &options).map_err(|error| unsigned(&error))?;
         // After it is signed: if a root is taken out of the trust bundle from here on, this was before.
-        if how == "renewal" {
+        if how == RENEWAL {
             self.signer.verify_again(peer).map_err(|status| Refusal("certificate", status))?;
         }
         if let Some(leaf) = chain.first() {

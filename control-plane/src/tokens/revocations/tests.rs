@@ -121,6 +121,7 @@ fn peer(certificate: &str) -> Peer {
         address: "127.0.0.1:1".parse().unwrap(),
         certificate: Some(verify::Peer { id: orders(), not_after: SystemTime::now() + HOUR }),
         fingerprint: Some(fingerprint(&der(certificate)).into()),
+        shown: None,
     }
 }
 
