@@ -3,7 +3,7 @@
 use std::{convert::Infallible, future::Future, net::SocketAddr};
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -55,12 +55,13 @@ pub(crate) async fn echo() -> SocketAddr {
         let version = if parts.version == Version::HTTP_2 { "2" } else { "1.1" };
         let mut told = format!("{version} {} {}\n", parts.method, parts.uri);
         for (name, value) in &parts.headers {
-            told += &format!("{name}: {}\n", value.to_str().unwrap());
+            told += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
         }
         told.push('\n');
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         told += &String::from_utf8_lossy(&body);
-        let status = parts.headers.get("status").map_or(200, |status| status.to_str().unwrap().parse().unwrap());
+        let asked = parts.headers.get("status").and_then(|status| StatusCode::from_bytes(status.as_bytes()).ok());
+        let status = asked.filter(|status| !status.is_informational()).unwrap_or_default();
         Response::builder().status(status).header("x-app", "echo").body(text(told)).unwrap()
     })
     .await
