@@ -1,0 +1,6 @@
+//! Heddle in Kubernetes: what becomes of a pod that gets a proxy, as pure functions on manifests; no network.
+//!
+//! The command line and the control plane's webhook call the same functions, so that a pod looks the same whichever
+//! way it was injected.
+
+pub mod names;
