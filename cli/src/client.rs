@@ -164,20 +164,20 @@ impl Client {
 
     /// All objects of a kind that refer to a service, `<namespace>/<name>`, or hold for it.
     pub(crate) async fn referring(&self, kind: Kind, service: &str) -> Result<Vec<Object>, Error> {
-        let only = [("references", service)];
-        match self.list_once(kind, &Scope::All, &only).await {
-            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, &Scope::All, &only).await,
-            listing => listing,
-        }
-        .map(|listing| listing.items)
+        Ok(self.list_only(kind, &Scope::All, &[("references", service)]).await?.items)
     }
 
-    /// All objects of a kind, page by page; once more from the start if the pages are forgotten meanwhile.
+    /// All objects of a kind.
     pub(crate) async fn list(&self, kind: Kind, scope: &Scope, selector: Option<&str>) -> Result<Listing, Error> {
         let only: Vec<_> = selector.map(|selector| ("labelSelector", selector)).into_iter().collect();
-        match self.list_once(kind, scope, &only).await {
+        self.list_only(kind, scope, &only).await
+    }
+
+    /// Page by page; once more from the start if the pages are forgotten meanwhile.
+    async fn list_only(&self, kind: Kind, scope: &Scope, only: &[(&str, &str)]) -> Result<Listing, Error> {
+        match self.list_once(kind, scope, only).await {
             // So long after the first page that its point in time is forgotten.
-            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, scope, &only).await,
+            Err(Error::Refused(problem)) if problem.status == 410 => self.list_once(kind, scope, only).await,
             listing => listing,
         }
     }

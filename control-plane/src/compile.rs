@@ -26,7 +26,7 @@ use heddle_certs::TrustBundle;
 use jiff::Timestamp;
 use prost::Message;
 
-use crate::mesh::Mesh;
+use crate::{mesh::Mesh, tokens::hex};
 use heddle_api::resource::Name;
 
 pub(crate) use self::endpoints::{declared_app_ports, may_serve, registered_app_ports};
@@ -93,7 +93,7 @@ impl Compiled {
     fn new(message: &impl Message) -> Self {
         let body = message.encode_to_vec();
         let digest = digest::digest(&digest::SHA256, &body);
-        let version: String = digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let version = hex(&digest.as_ref()[..8]);
         Self { version: version.into(), body: body.into() }
     }
 }

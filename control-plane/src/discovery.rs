@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use heddle_api::proto::ads::{
@@ -20,7 +20,7 @@ use heddle_api::proto::ads::{
 };
 use heddle_certs::Clock;
 use heddle_runtime::drain;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -68,20 +68,9 @@ impl AggregatedDiscoveryService for Discovery {
         peer.verified(self.clock.now())?;
         // One response waits here while the one before is being written.
         let (sender, receiver) = mpsc::channel(1);
-        let (hub, revocations) = (self.hub.clone(), self.revocations.clone());
-        let (clock, drain) = (Arc::clone(&self.clock), self.drain.clone());
-        let (signer, end) = (Arc::clone(&self.signer), sender.clone());
-        let run = stream::run(hub, revocations, peer.clone(), clock, request.into_inner(), sender, drain);
-        self.drain.spawn(Box::pin(async move {
-            tokio::select! {
-                () = run => {}
-                status = signer.distrusts(&peer) => {
-                    tracing::info!(peer = %peer.address, %status, "discovery stream ended");
-                    // If the proxy does not read, it need not know.
-                    let _ = timeout(Duration::from_secs(1), end.send(Err(status))).await;
-                }
-            }
-        }));
+        let trust = stream::Trust { signer: Arc::clone(&self.signer), revocations: self.revocations.clone() };
+        let (hub, clock, drain) = (self.hub.clone(), Arc::clone(&self.clock), self.drain.clone());
+        self.drain.spawn(Box::pin(stream::run(hub, trust, peer, clock, request.into_inner(), sender, drain)));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

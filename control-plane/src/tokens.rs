@@ -9,6 +9,7 @@ mod secret;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::secret::hex;
 pub use self::{
     api::{ApiToken, ApiTokens, BootstrapError, Role, TokenError},
     context::{ContextError, WrittenContext, write_context},

@@ -117,8 +117,8 @@ const LIST: &[Param] = &[
         description: "Only objects that refer to this service, `<namespace>/<name>`: routes from or to it, workloads that \
                       serve it, policies for it, its namespace or the mesh. Not with `watch`.",
         schema: || {
-            let pattern = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$";
-            json!({ "type": "string", "pattern": pattern, "examples": ["shop/orders"] })
+            let label = DNS_LABEL.trim_start_matches('^').trim_end_matches('$');
+            json!({ "type": "string", "pattern": format!("^{label}/{label}$"), "examples": ["shop/orders"] })
         },
     },
     Param {

@@ -12,6 +12,8 @@ use heddle_certs::AuthorityPem;
 use heddle_runtime::private_dir::{PrivateDir, PrivateDirError};
 use serde::{Deserialize, Serialize};
 
+use crate::tokens::hex;
+
 const ROOTS: &str = "roots.pem";
 const ISSUER_CHAIN: &str = "issuer.pem";
 const ISSUER_KEY: &str = "issuer.key";
@@ -114,7 +116,7 @@ impl External<'_> {
 /// proxies would not take the new roots for news.
 fn epoch(data: &PrivateDir, roots_pem: &str) -> Result<u64, PrivateDirError> {
     let digest = digest::digest(&digest::SHA256, roots_pem.as_bytes());
-    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(digest.as_ref());
     let last: Option<Seen> = data.read(EPOCH)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let epoch = match last {
         Some(last) if last.digest == digest => return Ok(last.epoch),

@@ -11,6 +11,7 @@ use heddle_certs::{Authority, AuthorityError};
 use heddle_runtime::private_dir::PrivateDirError;
 
 use super::{Origin, Signer, save};
+use crate::tokens::hex;
 
 /// How far the replacement of the root is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,5 +139,5 @@ fn phase(authority: &Authority) -> Phase {
 }
 
 fn fingerprint(root: &[u8]) -> String {
-    digest::digest(&digest::SHA256, root).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest::digest(&digest::SHA256, root).as_ref())
 }

@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 
 use super::hub::{Handle, Hub, Proxy};
 use crate::{
+    authority::Signer,
     identity::revoked,
     pace::{Bucket, Rate},
     peer::Peer,
@@ -33,24 +34,31 @@ const CHANGES: Rate = Rate { burst: 4.0, per_second: 40.0 };
 /// Responses that are not answered, from which on further ones may be waiting for the answers.
 const BACKLOG: usize = 8;
 
+/// What may end a stream whose certificate is valid still.
+pub(super) struct Trust {
+    pub(super) signer: Arc<Signer>,
+    pub(super) revocations: Revocations,
+}
+
 /// Talks until the proxy leaves, is replaced, or the control plane drains. Returns the status to end
 /// the stream with, if any.
 pub(super) async fn run(
     hub: Hub,
-    revocations: Revocations,
+    Trust { signer, revocations }: Trust,
     peer: Peer,
     clock: Arc<dyn Clock>,
     mut inbound: Streaming<DeltaDiscoveryRequest>,
     outbound: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     drain: drain::Watch,
 ) {
-    let status = match open(&hub, &peer, &*clock, &mut inbound).await {
-        Ok(Some(handle)) => tokio::select! {
-            ended = talk(&handle, &peer, &*clock, &mut inbound, &outbound, &drain) => ended,
-            () = revocations.revoked(&peer, &*clock) => Err(revoked(&peer)),
-        },
-        Ok(None) => return,
-        Err(status) => Err(status),
+    let served = async {
+        let Some(handle) = open(&hub, &peer, &*clock, &mut inbound).await? else { return Ok(()) };
+        talk(&handle, &peer, &*clock, &mut inbound, &outbound, &drain).await
+    };
+    let status = tokio::select! {
+        ended = served => ended,
+        () = revocations.revoked(&peer, &*clock) => Err(revoked(&peer)),
+        status = signer.distrusts(&peer) => Err(status),
     };
     if let Err(status) = status {
         tracing::debug!(peer = %peer.address, %status, "discovery stream ended");

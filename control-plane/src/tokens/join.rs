@@ -213,7 +213,8 @@ impl JoinTokens {
     }
 }
 
-fn text_of(time: SystemTime) -> String {
+/// A time as RFC 3339, in whole seconds; the last that there is, if it is later.
+pub(super) fn text_of(time: SystemTime) -> String {
     format!("{:.0}", Timestamp::try_from(time).unwrap_or(Timestamp::MAX))
 }
 

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch};
 
-use super::{TokenError, secret};
+use super::{TokenError, join::text_of, secret};
 use crate::{
     config::LONGEST_TTL,
     peer::Peer,
@@ -287,10 +287,6 @@ fn read_issued(entry: &KeyValue) -> Option<(Key, Arc<str>, u64)> {
     let (namespace, account, fingerprint) = (parts.next()?, parts.next()?, parts.next()?);
     let end = std::str::from_utf8(&entry.value).ok()?.parse().ok()?;
     Some(((namespace.to_owned(), account.to_owned()), fingerprint.into(), end))
-}
-
-fn text_of(time: SystemTime) -> String {
-    format!("{:.0}", Timestamp::try_from(time).unwrap_or(Timestamp::MAX))
 }
 
 /// Since 1970.

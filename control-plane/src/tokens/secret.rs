@@ -51,7 +51,8 @@ pub(super) fn matches(secret: &str, digest: &str) -> bool {
     constant_time::verify_slices_are_equal(digest_of(secret).as_bytes(), digest.as_bytes()).is_ok()
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");

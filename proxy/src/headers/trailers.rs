@@ -12,10 +12,10 @@ use http::{
 use super::{HOP_BY_HOP, X_REAL_IP, is_heddle, remove_where};
 
 /// Framing, routing, and how to read the content.
-const ALWAYS: [HeaderName; 7] =
+static ALWAYS: [HeaderName; 7] =
     [CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST, TRAILER];
 /// Who asks, by which way, and what for.
-const OF_REQUESTS: [HeaderName; 15] = [
+static OF_REQUESTS: [HeaderName; 15] = [
     AUTHORIZATION,
     CACHE_CONTROL,
     COOKIE,
@@ -33,7 +33,7 @@ const OF_REQUESTS: [HeaderName; 15] = [
     X_REAL_IP,
 ];
 /// Who may ask.
-const OF_RESPONSES: [HeaderName; 2] = [SET_COOKIE, WWW_AUTHENTICATE];
+static OF_RESPONSES: [HeaderName; 2] = [SET_COOKIE, WWW_AUTHENTICATE];
 
 /// Cleans the trailers of a request, wherever it comes from: of what may be no trailer (RFC 9110, section 6.5.1),
 /// and of what the proxy alone says, or says of the caller.

@@ -1,6 +1,6 @@
 //! The stages of a request on its way out.
 
-use std::{borrow::Cow, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, net::SocketAddr, rc::Rc, time::SystemTime};
 
 use http::{
     HeaderValue, Request, Response, Version,
@@ -251,26 +251,27 @@ impl Rest {
     ) -> Result<Response<Body>, Error> {
         let protocol = response.headers().get(UPGRADE).cloned();
         headers::strip_hop_by_hop(response.headers_mut());
-        let last = exchange
-            .read(|outcome| outcome.attempts.last().map(|attempt| (attempt.peer.clone(), attempt.endpoint.clone())));
-        let (peer, endpoint) = last.flatten().unwrap_or_default();
+        let peer = exchange.read(|outcome| outcome.attempts.last().and_then(|attempt| attempt.peer.clone())).flatten();
         let from = peer.as_ref().map_or(Hop::Unmeshed, |id| Hop::Meshed { id, certificate_hash: None });
         headers::sanitize_response(response.headers_mut(), from);
         headers::date(response.headers_mut(), SystemTime::now);
         if let Some(chosen) = &self.chosen {
             chosen.apply_to_response(response.headers_mut());
         }
-        let begun = upgrade::is_begun(&response, self.upgrade.is_some())?;
-        let open = |endpoint: Arc<_>| {
-            let (worker, peer, exchange) = (&connection.worker, peer.as_ref(), Rc::downgrade(exchange));
-            Tunnel::open(worker, name, destination, cluster, &endpoint, peer, exchange)
-        };
-        let tunnel = endpoint.filter(|_| begun).map(open);
         exchange.note(|outcome| outcome.peer = peer);
+        let begun = upgrade::is_begun(&response, self.upgrade.is_some())?;
         *response.version_mut() = Version::HTTP_11;
         if !begun {
             return Ok(reply::of(response, exchange));
         }
+        let last = exchange.read(|outcome| {
+            let attempt = outcome.attempts.last()?;
+            Some((attempt.endpoint.clone()?, attempt.peer.clone()))
+        });
+        let tunnel = last.flatten().map(|(endpoint, peer)| {
+            let (worker, exchange) = (&connection.worker, Rc::downgrade(exchange));
+            Tunnel::open(worker, name, destination, cluster, &endpoint, peer.as_ref(), exchange)
+        });
         let kept = (connection.arrival.clone(), tunnel);
         Ok(upgrade::tunnel(self.upgraded, response, protocol, self.idle, exchange, kept))
     }
