@@ -34,6 +34,7 @@ use crate::{
     discovery::{Discovery, Hub},
     follow::{self, Findings},
     identity::IdentityService,
+    kubernetes::{self, AccessError, Cluster},
     listener::{self, BindError, Deadlines, Http, Listener, Room},
     mesh::Mesh,
     metrics::Metrics,
@@ -96,6 +97,9 @@ pub enum StartError {
     /// An admin token.
     #[error("the admin token cannot be made")]
     Bootstrap(#[from] BootstrapError),
+    /// The Kubernetes cluster.
+    #[error(transparent)]
+    Kubernetes(#[from] AccessError),
     /// Nothing to make a token for.
     #[error("setting dataDir: {} holds no control plane's data; name its folder with --data-dir", .0.display())]
     NoData(PathBuf),
@@ -121,6 +125,7 @@ pub struct App {
     revocations: Revocations,
     roots: Arc<Rotation>,
     health: Health,
+    kubernetes: Option<Cluster>,
     /// A task without which nothing goes on has ended by itself.
     broken: CancellationToken,
     /// Services stop at the first signal; what answers about them, at the second.
@@ -142,6 +147,10 @@ impl App {
     /// As [`App::start`], by another clock.
     pub async fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let metrics = Metrics::new()?;
+        let kubernetes = match &config.kubernetes {
+            Some(access) => Some(kubernetes::connect(access).await?),
+            None => None,
+        };
         let data = Arc::new(PrivateDir::open(&config.data_dir)?);
         // Whoever waits for it must not find where an earlier run listened.
         data.remove(ADDRESSES)?;
@@ -248,7 +257,19 @@ impl App {
         let Addresses { api, mesh, health: health_address } = &addresses;
         let data_dir = absolute(&config);
         tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, data = %data_dir.display(), "ready");
-        Ok(Self { addresses, registry, hub, revocations, roots, health, broken, stop, stop_health, _data: data })
+        Ok(Self {
+            addresses,
+            registry,
+            hub,
+            revocations,
+            roots,
+            health,
+            kubernetes,
+            broken,
+            stop,
+            stop_health,
+            _data: data,
+        })
     }
 
     /// Where it listens.
@@ -274,6 +295,11 @@ impl App {
     /// The discovery service's hub.
     pub fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// The Kubernetes cluster, if the mesh lives in one.
+    pub fn kubernetes(&self) -> Option<&Cluster> {
+        self.kubernetes.as_ref()
     }
 
     /// Returns when the control plane cannot go on, and says why.

@@ -16,6 +16,7 @@ use heddle_certs::TrustDomain;
 use heddle_runtime::telemetry::Format;
 
 use self::written::Written;
+use crate::kubernetes;
 
 /// The meaning of all settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Config {
     pub context_file: Option<PathBuf>,
     /// Folder with somebody else's authority.
     pub authority_dir: Option<PathBuf>,
+    /// The Kubernetes cluster whose Services and Pods are part of the mesh; absent: none.
+    pub kubernetes: Option<kubernetes::Access>,
     /// How long a registered workload counts as alive without a word.
     pub lease: Duration,
     /// Log filter.
@@ -108,6 +111,8 @@ impl Config {
             advertise_mesh,
             context_file,
             authority_dir,
+            kubernetes,
+            kubeconfig,
             lease,
             log,
             log_format,
@@ -124,6 +129,7 @@ impl Config {
             advertise_mesh: advertise_mesh.map(host_port).transpose()?,
             context_file: context_file.or_else(|| Some(home?.join(".config/heddle/config.yaml"))),
             authority_dir,
+            kubernetes: access(kubernetes, kubeconfig)?,
             lease: duration("lease", lease, "30s", SHORTEST_LEASE..=LONGEST_LEASE)?,
             log: log.unwrap_or_else(|| "info".to_owned()),
             log_format: format(log_format)?,
@@ -159,6 +165,18 @@ fn duration(
         Ok(duration) if range.contains(&duration.0) => Ok(duration.0),
         _ if setting == "lease" => Err(invalid(setting, value, "lease; write 1s to 24h, such as 30s")),
         _ => Err(invalid(setting, value, "lifetime of certificates; write 1s to 720h, such as 24h")),
+    }
+}
+
+/// A kubeconfig is reason enough; what contradicts it is a slip.
+fn access(inside: Option<bool>, kubeconfig: Option<PathBuf>) -> Result<Option<kubernetes::Access>, ConfigError> {
+    match (inside, kubeconfig) {
+        (Some(inside), Some(_)) => {
+            Err(invalid("kubernetes", inside.to_string(), "setting beside kubeconfig; write one of the two"))
+        }
+        (None, Some(file)) => Ok(Some(kubernetes::Access::Kubeconfig(file))),
+        (Some(true), None) => Ok(Some(kubernetes::Access::InCluster)),
+        (Some(false) | None, None) => Ok(None),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod discovery;
 pub mod follow;
 pub mod identity;
+pub mod kubernetes;
 pub mod listener;
 pub mod mesh;
 pub mod metrics;

@@ -47,6 +47,20 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn kubernetes_is_off_by_default_and_reached_in_one_way() {
+    let access = |arguments: &[&str]| read(arguments).map(|config| config.kubernetes);
+    assert_eq!(access(&[]), Ok(None));
+    assert_eq!(access(&["--kubernetes"]), Ok(Some(kubernetes::Access::InCluster)));
+    assert_eq!(access(&["--kubernetes=false"]), Ok(None));
+    let kubeconfig = || PathBuf::from("/a/kubeconfig");
+    assert_eq!(access(&["--kubeconfig", "/a/kubeconfig"]), Ok(Some(kubernetes::Access::Kubeconfig(kubeconfig()))));
+    let both = access(&["--kubernetes", "--kubeconfig", "/a/kubeconfig"]).unwrap_err();
+    assert!(both.contains("setting kubernetes") && both.contains("one of the two"), "{both}");
+    let (_folder, path) = file("kubernetes: true\n");
+    assert_eq!(access(&["--config", &path]), Ok(Some(kubernetes::Access::InCluster)));
+}
+
+#[test]
 fn what_cannot_be_meant_is_named_with_what_would_be_right() {
     for (arguments, said) in [
         (["--api", "9700"], r#"setting api: "9700" is no address to listen on; write one such as 127.0.0.1:9700"#),

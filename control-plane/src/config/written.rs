@@ -52,6 +52,12 @@ pub struct Written {
     /// Folder with an authority from elsewhere: roots.pem, issuer.pem, issuer.key
     #[arg(long, value_name = "FOLDER", env = "HEDDLE_AUTHORITY_DIR")]
     pub authority_dir: Option<PathBuf>,
+    /// Discover the Services and Pods of the Kubernetes cluster in which this runs, by its pod's service account
+    #[arg(long, env = "HEDDLE_KUBERNETES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub kubernetes: Option<bool>,
+    /// As --kubernetes, from outside of the cluster: by the current context of this kubeconfig
+    #[arg(long, value_name = "FILE", env = "HEDDLE_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
     /// How long a registered workload counts as alive without a word [default: 30s]
     #[arg(long, value_name = "DURATION", env = "HEDDLE_LEASE")]
     pub lease: Option<String>,
@@ -86,6 +92,8 @@ impl Written {
             advertise_mesh: self.advertise_mesh.or(below.advertise_mesh),
             context_file: self.context_file.or(below.context_file),
             authority_dir: self.authority_dir.or(below.authority_dir),
+            kubernetes: self.kubernetes.or(below.kubernetes),
+            kubeconfig: self.kubeconfig.or(below.kubeconfig),
             lease: self.lease.or(below.lease),
             log: self.log.or(below.log),
             log_format: self.log_format.or(below.log_format),
