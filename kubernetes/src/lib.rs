@@ -3,4 +3,7 @@
 //! The command line and the control plane's webhook call the same functions, so that a pod looks the same whichever
 //! way it was injected.
 
+pub mod inject;
 pub mod names;
+pub mod patch;
+pub mod settings;

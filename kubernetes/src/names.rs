@@ -6,6 +6,8 @@ pub const PREFIX: &str = "heddle.dev/";
 pub const INJECT: &str = "heddle.dev/inject";
 /// Annotation of an injected pod: what was done to it, as JSON.
 pub const STATUS: &str = "heddle.dev/status";
+/// Annotation that `heddle inject` leaves in a file: the text of what it replaced, for `heddle uninject`.
+pub const ORIGINAL: &str = "heddle.dev/original";
 /// Init container that redirects the pod's connections to its proxy; the only one with `NET_ADMIN`.
 pub const CAPTURE_CONTAINER: &str = "heddle-capture";
 /// The proxy: a native sidecar.
