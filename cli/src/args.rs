@@ -101,6 +101,10 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Run a command with a sidecar beside it.
     Run(Box<RunArgs>),
+    /// Kubernetes: give the pods of manifests a proxy. Prints the manifests; all else in them stays as it is.
+    Inject(InjectArgs),
+    /// Kubernetes: take off what `inject` put on. Prints the manifests as they were before.
+    Uninject(ManifestFiles),
     /// Choose which control plane to talk to.
     #[command(subcommand)]
     Context(ContextCommand),
@@ -237,6 +241,42 @@ pub(crate) struct DeleteArgs {
     /// An object that is not there is as good as deleted.
     #[arg(long)]
     pub(crate) ignore_not_found: bool,
+}
+
+/// Kubernetes manifests.
+#[derive(Debug, Args)]
+pub(crate) struct ManifestFiles {
+    /// Files or folders of YAML or JSON; `-`, and nothing, is standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// The same.
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// `heddle inject`.
+#[derive(Debug, Args)]
+pub(crate) struct InjectArgs {
+    #[command(flatten)]
+    pub(crate) files: ManifestFiles,
+    /// Image of the proxy.
+    #[arg(long, value_name = "IMAGE", default_value = heddle_kubernetes::names::PROXY_IMAGE)]
+    pub(crate) image: String,
+    /// Image of the init container that redirects connections; default: the proxy's.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) capture_image: Option<String>,
+    /// When these images are pulled: Always, IfNotPresent or Never; default: as Kubernetes decides.
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub(crate) image_pull_policy: Option<String>,
+    /// Control plane as proxies reach it.
+    #[arg(long, value_name = "HOST:PORT", default_value = heddle_kubernetes::names::CONTROL_PLANE_ADDRESS)]
+    pub(crate) control_plane: String,
+    /// The mesh's trust domain.
+    #[arg(long, value_name = "NAME", default_value = "heddle.local")]
+    pub(crate) trust_domain: String,
+    /// File with the mesh's root certificates, PEM; default: those of the context in use.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) roots: Option<PathBuf>,
 }
 
 /// `heddle rollback`.
@@ -429,6 +469,9 @@ mod tests {
             "heddle revoke",
             "heddle revoke orders.shop",
             "heddle root retire --force",
+            "heddle inject",
+            "heddle inject a.yaml -f - --image heddle-proxy:1 --roots roots.pem",
+            "heddle uninject -f a.yaml",
             "heddle run --service orders.shop --port 80:8080 --upstream payments=9001 -- sh -c true --port",
         ] {
             assert!(parses(good), "{good}");
@@ -448,6 +491,7 @@ mod tests {
             "heddle revisions 1 2 3",
             "heddle api-token create ci --role root",
             "heddle run --service a --port 0",
+            "heddle inject --image-pull-policy Sometimes",
         ] {
             assert!(!parses(bad), "{bad}");
         }

@@ -11,7 +11,7 @@ use crate::{
     context::{ContextError, ContextFile},
     delete, describe,
     error::{Error, exit},
-    explain, get,
+    explain, get, inject,
     output::{self, Paint},
     revisions, root, run, status,
     table::Table,
@@ -69,6 +69,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8, Error> {
         Command::Status(args) => status::status(&session()?, &args).await,
         // A join file is enough to run; the control plane's API may be out of reach then.
         Command::Run(args) => run::run(session, *args).await,
+        Command::Inject(args) => inject::inject(&global, &args),
+        Command::Uninject(files) => inject::uninject(&global, &files),
         Command::Context(command) => context(&global, command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

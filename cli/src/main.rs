@@ -15,6 +15,7 @@ mod diff;
 mod error;
 mod explain;
 mod get;
+mod inject;
 mod kind;
 mod manifest;
 mod object;

@@ -41,6 +41,13 @@ impl fmt::Display for ManifestFault {
     }
 }
 
+impl ManifestFault {
+    /// What is wrong, and where.
+    pub(crate) fn new(place: String, message: String) -> Self {
+        Self { place, message }
+    }
+}
+
 impl Document {
     /// Where it is and what it is.
     pub(crate) fn source(&self) -> String {
@@ -79,7 +86,7 @@ pub(crate) fn read(paths: &[PathBuf], typed: Option<&str>, default: &str) -> Res
 }
 
 /// The texts, as (name, text, whether the name says JSON).
-fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String, bool)>, Error> {
+pub(crate) fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String, bool)>, Error> {
     let mut texts = Vec::new();
     let mut stdin_read = false;
     for path in paths {

@@ -6,4 +6,5 @@
 pub mod inject;
 pub mod names;
 pub mod patch;
+pub mod pod_security;
 pub mod settings;

@@ -34,3 +34,7 @@ pub const CONTROL_PLANE: &str = "heddle-control-plane";
 pub const MESH_PORT: u16 = 9701;
 /// Port of the control plane that the API server sends pods to.
 pub const WEBHOOK_PORT: u16 = 9703;
+/// Where proxies of a mesh that is installed as usual find it.
+pub const CONTROL_PLANE_ADDRESS: &str = "heddle-control-plane.heddle-system.svc:9701";
+/// Image of the proxy of this version.
+pub const PROXY_IMAGE: &str = concat!("heddle-proxy:", env!("CARGO_PKG_VERSION"));

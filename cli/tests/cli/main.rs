@@ -5,4 +5,5 @@
 
 mod api;
 mod fake;
+mod inject;
 mod run;
