@@ -41,6 +41,7 @@ pub mod type_url {
     pub const INBOUND_POLICY: &str = "type.googleapis.com/heddle.discovery.v1.InboundPolicy";
     pub const TRUST_BUNDLE: &str = "type.googleapis.com/heddle.discovery.v1.TrustBundle";
     pub const MESH_CONFIG: &str = "type.googleapis.com/heddle.discovery.v1.MeshConfig";
+    pub const WORKLOAD: &str = "type.googleapis.com/heddle.discovery.v1.Workload";
     /// Not subscribed to: part of a NACK.
     pub const REJECTION: &str = "type.googleapis.com/heddle.discovery.v1.Rejection";
 }

@@ -13,10 +13,8 @@ use crate::{
     manifest,
     object::reference,
     output,
+    table::{DECLARED, source},
 };
-
-/// Where the label stands that tells a workload that its proxy registered from one that was declared.
-const REGISTERED: &str = "/metadata/labels/heddle.dev~1registered";
 
 /// One object to delete, and where that was said.
 struct Target {
@@ -79,8 +77,8 @@ async fn targets(session: &Session, args: &DeleteArgs) -> Result<Vec<Target>, Er
             }
             let scope = Scope::Namespace(namespace.to_owned());
             let listing = session.client.list(kind, &scope, args.selection.selector.as_deref()).await?;
-            // Those that proxies registered go when their proxies go.
-            let declared = listing.items.iter().filter(|object| object.text(REGISTERED) != Some("true"));
+            // Those that proxies registered go when their proxies go, and those of Kubernetes are its to remove.
+            let declared = listing.items.iter().filter(|object| source(object) == DECLARED);
             declared.map(|object| object.name().to_owned()).collect()
         } else {
             names.clone()

@@ -65,7 +65,7 @@ pub(crate) const READY: &str = "/ready";
 pub(crate) fn headings(kind: Kind, namespaces: bool) -> Vec<&'static str> {
     let own: &[&str] = match kind.name {
         "MeshConfig" => &["DEFAULT", "EGRESS", "SUFFIXES", "SAMPLING"],
-        "Service" => &["PORTS", "ACCOUNTS"],
+        "Service" => &["PORTS", "ACCOUNTS", "SOURCE"],
         "Workload" => &["ADDRESS", "SERVICES", "READY", "ZONE", "SOURCE"],
         "HTTPRoute" | "GRPCRoute" => &["PARENTS", "HOSTNAMES", "RULES"],
         "TCPRoute" => &["PARENTS", "BACKENDS"],
@@ -101,6 +101,21 @@ pub(crate) fn cells(kind: Kind, namespaces: bool, prefix: &str, object: &Object,
     cells
 }
 
+/// The [`source`] of what was applied.
+pub(crate) const DECLARED: &str = "declared";
+
+/// Who says that there is this service or workload.
+pub(crate) fn source(object: &Object) -> &'static str {
+    let is = |label: &str| object.text(label) == Some("true");
+    if is("/metadata/labels/heddle.dev~1kubernetes") {
+        "kubernetes"
+    } else if is("/metadata/labels/heddle.dev~1registered") {
+        "registered"
+    } else {
+        DECLARED
+    }
+}
+
 fn own(kind: Kind, object: &Object) -> Vec<String> {
     let text = |pointer: &str| object.text(pointer).unwrap_or("-").to_owned();
     let count = |pointer: &str| object.list(pointer).len().to_string();
@@ -116,11 +131,10 @@ fn own(kind: Kind, object: &Object) -> Vec<String> {
                 [] => object.name().to_owned(),
                 accounts => joined(accounts, Value::as_str),
             };
-            vec![joined_with(object.list("/spec/ports"), port), accounts]
+            vec![joined_with(object.list("/spec/ports"), port), accounts, source(object).to_owned()]
         }
         "Workload" => {
             let inbound = object.number("/spec/inboundPort");
-            let registered = object.text("/metadata/labels/heddle.dev~1registered") == Some("true");
             vec![
                 inbound.map_or_else(|| text("/spec/address"), |port| format!("{}:{port}", text("/spec/address"))),
                 joined(object.list("/spec/services"), |service| service.get("name")?.as_str()),
@@ -131,7 +145,7 @@ fn own(kind: Kind, object: &Object) -> Vec<String> {
                 }
                 .to_owned(),
                 text("/spec/zone"),
-                if registered { "registered" } else { "declared" }.to_owned(),
+                source(object).to_owned(),
             ]
         }
         "HTTPRoute" | "GRPCRoute" => vec![
@@ -256,7 +270,7 @@ mod tests {
                     json!({"ports": [{"port": 80, "protocol": "http", "targetPort": 8080}, {"port": 9, "mtls": "permissive"}]})
                 )
             ),
-            "shop | x | 80/http>8080,9 (permissive) | x | 2/4 (1 rejected) | 60m"
+            "shop | x | 80/http>8080,9 (permissive) | x | declared | 2/4 (1 rejected) | 60m"
         );
         assert_eq!(
             row("HTTPRoute", object(json!({"parentRefs": [{"name": "x", "port": 80}], "rules": [{}, {}]}))),

@@ -17,7 +17,7 @@ use heddle_runtime::{
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -169,7 +169,9 @@ impl App {
         let addresses = sockets.addresses(&config);
         let (stop, watch) = drain::channel();
 
-        let hub = Hub::new(Mesh::new(config.trust_domain.clone()), signer.bundle(), metrics.clone());
+        let domain = kubernetes.as_ref().map(|_| config.cluster_domain.as_str());
+        let mesh = Mesh::new(config.trust_domain.clone()).in_cluster(domain);
+        let hub = Hub::new(mesh, signer.bundle(), metrics.clone());
         let registrations =
             Registrations::new(Arc::clone(&registry), hub.clone(), config.lease, Arc::clone(&clock), metrics.clone());
         let (view, changes) = registry.subscribe();
@@ -179,6 +181,14 @@ impl App {
             follow::follow(changes, hub.clone(), registrations.clone(), config.trust_domain.clone(), watch.clone());
         needed(&watch, &broken, follower);
         needed(&watch, &broken, registrations.clone().expire(watch.clone()));
+
+        if let Some(cluster) = &kubernetes {
+            registry.in_cluster(&config.cluster_domain);
+            let (known, is_known) = oneshot::channel();
+            let (registry, hub, metrics) = (Arc::clone(&registry), hub.clone(), metrics.clone());
+            needed(&watch, &broken, cluster.clone().follow(registry, hub, metrics, known, watch.clone()));
+            kubernetes::wait(is_known).await;
+        }
 
         let certificate = Certificate::issue(
             Arc::clone(&signer),

@@ -13,6 +13,7 @@ mod service;
 #[cfg(test)]
 pub(crate) mod tests;
 mod traffic;
+mod workload;
 
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub enum ResourceKind {
     TrustBundle,
     /// Settings of the mesh.
     MeshConfig,
+    /// What a workload serves.
+    Workload,
     /// Instances of a service.
     Endpoints,
     /// A service with its routes.
@@ -49,14 +52,15 @@ pub enum ResourceKind {
 
 impl ResourceKind {
     /// All of them, in order.
-    pub const ALL: [Self; 5] =
-        [Self::TrustBundle, Self::MeshConfig, Self::Endpoints, Self::Service, Self::InboundPolicy];
+    pub const ALL: [Self; 6] =
+        [Self::TrustBundle, Self::MeshConfig, Self::Workload, Self::Endpoints, Self::Service, Self::InboundPolicy];
 
     /// Its type URL.
     pub fn type_url(self) -> &'static str {
         match self {
             Self::TrustBundle => type_url::TRUST_BUNDLE,
             Self::MeshConfig => type_url::MESH_CONFIG,
+            Self::Workload => type_url::WORKLOAD,
             Self::Endpoints => type_url::ENDPOINTS,
             Self::Service => type_url::SERVICE,
             Self::InboundPolicy => type_url::INBOUND_POLICY,
@@ -73,6 +77,7 @@ impl ResourceKind {
         match self {
             Self::TrustBundle => "TrustBundle",
             Self::MeshConfig => "MeshConfig",
+            Self::Workload => "Workload",
             Self::Endpoints => "Endpoints",
             Self::Service => "Service",
             Self::InboundPolicy => "InboundPolicy",
@@ -105,6 +110,7 @@ pub fn compile(mesh: &Mesh, bundle: &TrustBundle, kind: ResourceKind, name: &str
             (name == bundle.trust_domain().as_str()).then(|| Compiled::new(&trust_bundle(bundle)))?
         }
         ResourceKind::MeshConfig => (name == MESH_CONFIG_NAME).then(|| Compiled::new(&mesh_config(mesh)))?,
+        ResourceKind::Workload => Compiled::new(&workload::compile(mesh, &Name::parse(name)?)?),
         ResourceKind::Endpoints => Compiled::new(&endpoints::compile(mesh, &Name::parse(name)?)?),
         ResourceKind::Service => Compiled::new(&service::compile(mesh, &Name::parse(name)?)?),
         ResourceKind::InboundPolicy => Compiled::new(&inbound::compile(mesh, &Name::parse(name)?)?),
@@ -123,7 +129,7 @@ fn mesh_config(mesh: &Mesh) -> proto::MeshConfig {
     let settings = mesh.settings();
     proto::MeshConfig {
         trust_domain: mesh.trust_domain().to_string(),
-        suffixes: settings.suffixes.iter().map(|suffix| suffix.to_ascii_lowercase()).collect(),
+        suffixes: mesh.suffixes().iter().map(|suffix| suffix.to_ascii_lowercase()).collect(),
         cidrs: settings.cidrs,
         egress_allow: settings.egress == EgressMode::Allow,
         telemetry: Some(proto::Telemetry {

@@ -43,6 +43,8 @@ pub struct Config {
     pub authority_dir: Option<PathBuf>,
     /// The Kubernetes cluster whose Services and Pods are part of the mesh; absent: none.
     pub kubernetes: Option<kubernetes::Access>,
+    /// Domain of the DNS names of that cluster.
+    pub cluster_domain: String,
     /// How long a registered workload counts as alive without a word.
     pub lease: Duration,
     /// Log filter.
@@ -113,6 +115,7 @@ impl Config {
             authority_dir,
             kubernetes,
             kubeconfig,
+            cluster_domain,
             lease,
             log,
             log_format,
@@ -130,6 +133,7 @@ impl Config {
             context_file: context_file.or_else(|| Some(home?.join(".config/heddle/config.yaml"))),
             authority_dir,
             kubernetes: access(kubernetes, kubeconfig)?,
+            cluster_domain: domain(cluster_domain)?,
             lease: duration("lease", lease, "30s", SHORTEST_LEASE..=LONGEST_LEASE)?,
             log: log.unwrap_or_else(|| "info".to_owned()),
             log_format: format(log_format)?,
@@ -178,6 +182,14 @@ fn access(inside: Option<bool>, kubeconfig: Option<PathBuf>) -> Result<Option<ku
         (Some(true), None) => Ok(Some(kubernetes::Access::InCluster)),
         (Some(false) | None, None) => Ok(None),
     }
+}
+
+fn domain(value: Option<String>) -> Result<String, ConfigError> {
+    let value = value.unwrap_or_else(|| "cluster.local".to_owned());
+    if is_dns_name(&value) {
+        return Ok(value.to_ascii_lowercase());
+    }
+    Err(invalid("clusterDomain", value, "DNS domain; write one such as cluster.local"))
 }
 
 fn names(values: Option<Vec<String>>, bound: IpAddr) -> Result<Names, ConfigError> {

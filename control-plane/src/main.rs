@@ -73,7 +73,14 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let config = config(flags)?;
     telemetry::init_logging(&config.log, config.log_format).context("setting log")?;
     descriptors::raise(App::DESCRIPTORS, "as many connections may come in, of proxies and for the API");
-    let app = App::start(config).await?;
+    // It may wait for a Kubernetes API server.
+    let app = tokio::select! {
+        app = App::start(config) => app?,
+        signal = signal::shutdown() => {
+            tracing::info!(signal = %signal?, "stopped while it started");
+            return Ok(());
+        }
+    };
     tokio::select! {
         signal = signal::shutdown() => tracing::info!(signal = %signal?, "stopping"),
         failure = app.failed() => return Err(failure.into()),

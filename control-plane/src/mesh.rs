@@ -5,6 +5,7 @@
 //! with what is [`Affected`], so that only that needs to be compiled again.
 
 mod affected;
+pub mod derived;
 mod index;
 mod resolve;
 #[cfg(test)]
@@ -22,10 +23,13 @@ use heddle_api::resource::{
 };
 use heddle_certs::{SpiffeId, TrustDomain};
 
-use self::index::Multimap;
 pub use self::{
     affected::{Affected, Hosts, Scope},
     resolve::{MAX_ALIAS, parse_alias},
+};
+use self::{
+    derived::{Derived, Pod},
+    index::Multimap,
 };
 use crate::compile::inherited::{self, Objects, Route};
 
@@ -68,6 +72,14 @@ pub struct Mesh {
     services: HashMap<Name, Arc<Object<ServiceSpec>>>,
     workloads: HashMap<Name, Arc<Object<WorkloadSpec>>>,
     registered: HashMap<Name, Arc<Registered>>,
+    /// Kubernetes Services, those that a declared one hides among them.
+    derived: HashMap<Name, Arc<Derived>>,
+    /// Pods with a proxy.
+    pods: HashMap<Name, Arc<Pod>>,
+    /// Of these, the ones whose proxy has said that it leaves.
+    leaving: BTreeSet<Name>,
+    /// Of the cluster's DNS names; absent: there is no cluster.
+    cluster_domain: Option<Arc<str>>,
     http_routes: HashMap<Name, Arc<Object<HttpRouteSpec>>>,
     grpc_routes: HashMap<Name, Arc<Object<GrpcRouteSpec>>>,
     tcp_routes: HashMap<Name, Arc<Object<TcpRouteSpec>>>,
@@ -81,6 +93,8 @@ pub struct Mesh {
     workloads_at: Multimap<IpAddr, Name>,
     /// Address -> registered workloads there.
     registered_at: Multimap<IpAddr, Name>,
+    /// Address -> Kubernetes Services with an endpoint there.
+    instances_at: Multimap<IpAddr, Name>,
     /// Service -> declared workloads that serve it.
     workloads_of: Multimap<Name, Name>,
     /// Service -> registered workloads that serve it.
@@ -105,6 +119,10 @@ impl Mesh {
             services: HashMap::new(),
             workloads: HashMap::new(),
             registered: HashMap::new(),
+            derived: HashMap::new(),
+            pods: HashMap::new(),
+            leaving: BTreeSet::new(),
+            cluster_domain: None,
             http_routes: HashMap::new(),
             grpc_routes: HashMap::new(),
             tcp_routes: HashMap::new(),
@@ -114,6 +132,7 @@ impl Mesh {
             addresses: Multimap::default(),
             workloads_at: Multimap::default(),
             registered_at: Multimap::default(),
+            instances_at: Multimap::default(),
             workloads_of: Multimap::default(),
             registered_of: Multimap::default(),
             routes_of: Multimap::default(),
@@ -122,6 +141,12 @@ impl Mesh {
             traffic_of: Multimap::default(),
             authorization_of: Multimap::default(),
         }
+    }
+
+    /// In a Kubernetes cluster with DNS names below this domain, which are the mesh's, too.
+    pub fn in_cluster(mut self, domain: Option<&str>) -> Self {
+        self.cluster_domain = domain.map(Arc::from);
+        self
     }
 
     /// Its trust domain.
@@ -147,12 +172,15 @@ impl Mesh {
         }
     }
 
-    /// The mesh's name suffixes.
+    /// The mesh's name suffixes, those of its cluster among them.
     pub fn suffixes(&self) -> Vec<String> {
-        match &self.config {
+        let mut suffixes = match &self.config {
             Some(config) => config.spec.suffixes.clone(),
             None => default_settings().suffixes,
-        }
+        };
+        suffixes.extend(self.cluster_domain.iter().flat_map(|domain| cluster_suffixes(domain)));
+        suffixes.dedup();
+        suffixes
     }
 
     /// Namespaces that have objects, in order.
@@ -301,6 +329,13 @@ impl Mesh {
         let mut affected = Affected::default();
         let was_known = self.namespaces.contains_key(&name.namespace);
         self.unlink(kind, name, &mut affected);
+        if kind == ObjectKind::Service
+            && let Some(derived) = self.derived.get(name)
+        {
+            // What it hid comes to light.
+            let service = Arc::clone(&derived.service);
+            self.link(name, AnyObject::Service(service), &mut affected);
+        }
         affected.mesh_config |= was_known != self.namespaces.contains_key(&name.namespace);
         affected
     }
@@ -546,6 +581,11 @@ fn scope(policy: &Name, target: Option<&TargetRef>) -> Scope {
         None if &*policy.namespace == MESH_NAMESPACE => Scope::Mesh,
         None => Scope::Namespace(Arc::clone(&policy.namespace)),
     }
+}
+
+/// Below which the names of a cluster's Services are.
+pub(crate) fn cluster_suffixes(domain: &str) -> [String; 2] {
+    ["svc".to_owned(), format!("svc.{domain}")]
 }
 
 /// What a mesh is like for which no MeshConfig was written.

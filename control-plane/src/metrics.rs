@@ -38,6 +38,10 @@ pub struct Metrics {
     pub connections_refused: IntCounterVec,
     /// Open connections, by listener.
     pub connections: IntGaugeVec,
+    /// What is known of the Kubernetes cluster, by resource.
+    pub kubernetes_objects: IntGaugeVec,
+    /// Lists and watches of the Kubernetes API that failed, by resource.
+    pub kubernetes_failures: IntCounterVec,
 }
 
 impl Metrics {
@@ -82,6 +86,16 @@ impl Metrics {
                 &["listener", "reason"],
             )?,
             connections: gauges("connections", "Open connections", &["listener"])?,
+            kubernetes_objects: gauges(
+                "kubernetes_objects",
+                "Kubernetes Services, and pods with a proxy, that are known",
+                &["resource"],
+            )?,
+            kubernetes_failures: counters(
+                "kubernetes_failures_total",
+                "Lists and watches of the Kubernetes API that failed",
+                &["resource"],
+            )?,
             registry,
         })
     }

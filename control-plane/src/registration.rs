@@ -7,6 +7,7 @@
 mod check;
 mod contested;
 mod leases;
+mod pods;
 #[cfg(test)]
 mod tests;
 
@@ -155,6 +156,9 @@ impl Registrations {
     async fn register(&self, peer: &Peer, request: RegisterRequest) -> Result<RegisterResponse, Status> {
         let now = self.0.clock.now();
         let (identity, namespace, account) = peer.workload(now)?;
+        if self.is_pod(peer, identity, namespace, &request)? {
+            return Ok(self.response());
+        }
         let ready = request.ready;
         let registration = self.check(peer, identity, namespace, account, request)?;
         let name = registration.name.clone();
@@ -174,8 +178,12 @@ impl Registrations {
         if renewed.is_some() && known.is_some_and(|known| known.ready != ready) {
             self.keep_ready(&name).await;
         }
+        Ok(self.response())
+    }
+
+    fn response(&self) -> RegisterResponse {
         let lease = self.leases().length();
-        Ok(RegisterResponse { lease_seconds: u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1) })
+        RegisterResponse { lease_seconds: u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1) }
     }
 
     /// Writes down whether a workload takes traffic, for the next start. If that cannot be done now, its next
@@ -266,6 +274,10 @@ impl Registrations {
         let (identity, namespace, _) = peer.workload(self.0.clock.now())?;
         let deadline = Instant::now() + Duration::from_millis(request.wait_milliseconds.into()).min(LONGEST_WAIT);
         let name = check::workload_name(namespace, &request.workload)?;
+        if let Some(services) = self.pod_leaves(peer, identity, &name)? {
+            tracing::info!(workload = %name, %identity, "the pod's proxy leaves");
+            return Ok(DeregisterResponse { acknowledged: self.0.hub.endpoints_settled(&services, deadline).await });
+        }
         let services = {
             let _turn = self.0.turns.of(&name).await;
             let view = self.0.registry.view();

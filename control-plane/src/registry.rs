@@ -9,6 +9,7 @@ mod apply;
 mod change;
 mod codec;
 mod follow;
+mod kubernetes;
 mod references;
 mod registration;
 mod revisions;
@@ -35,6 +36,7 @@ pub use self::{
     apply::{Action, Applied, ApplyError, Author, Expected, Operation, OperationFault, OperationResult, RollbackError},
     change::{Change, ChangeSet, Changes, Update},
     codec::StoredChange,
+    kubernetes::KUBERNETES_LABEL,
     registration::Registration,
     revisions::{Counts, Difference, RevisionError, RevisionNumber, RevisionSummary, Revisions},
     view::View,

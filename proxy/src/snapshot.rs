@@ -26,6 +26,8 @@ use crate::authorize::Authorizer;
 pub struct Snapshot {
     /// What holds for the whole mesh; `None` until first received.
     pub mesh: Option<Arc<Mesh>>,
+    /// Services that this workload serves, by its settings or by its platform; `None` until that is known.
+    pub served: Option<Vec<ServiceName>>,
     /// Inbound policy of each service that this workload serves; the proxy is not ready without.
     pub inbound: BTreeMap<ServiceName, Arc<InboundPolicy>>,
     /// Services by each name that was dialled (`host:port`, `ip:port`, lower case).
@@ -407,6 +409,8 @@ pub struct Endpoint {
     pub ready: bool,
     /// `<namespace>/<workload>`.
     pub workload: String,
+    /// Who dials `<hostname>.` before a name of the service means this instance.
+    pub hostname: Option<Box<str>>,
 }
 
 /// Who may come in.
@@ -441,6 +445,14 @@ impl Endpoints {
     pub fn at_address(&self, address: SocketAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
         let first = self.endpoints.partition_point(|endpoint| endpoint.address < address);
         self.endpoints[first..].iter().take_while(move |endpoint| endpoint.address == address)
+    }
+
+    /// The instance with this host name, below a name of the service.
+    pub fn with_hostname(&self, hostname: &str) -> Option<&Arc<Endpoint>> {
+        let mut named = self.endpoints.iter().filter(|endpoint| endpoint.hostname.as_deref() == Some(hostname));
+        // A pod that is there by addresses of both families is called by that of the service's own.
+        let first = named.next()?;
+        Some(named.find(|endpoint| endpoint.ready && !first.ready).unwrap_or(first))
     }
 
     /// The instance whose app listens at this address, and the service port that it serves there.

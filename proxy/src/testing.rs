@@ -166,6 +166,7 @@ pub(crate) fn meshed(address: SocketAddr, account: &str) -> Endpoint {
         weight: 1,
         ready: true,
         workload: format!("shop/{address}"),
+        hostname: None,
     }
 }
 

@@ -176,7 +176,7 @@ fn get_reads_all_pages_and_shows_tables_json_and_yaml() {
     let ended = fake.run(&["get", "svc", "-A", "-l", "a=b"]);
     assert_eq!(
         ended.out,
-        "NAMESPACE   NAME   PORTS   ACCOUNTS   PROXIES   AGE\nshop        a      80      a          2/3       -\nshop        b      80      b          2/3       -\n"
+        "NAMESPACE   NAME   PORTS   ACCOUNTS   SOURCE     PROXIES   AGE\nshop        a      80      a          declared   2/3       -\nshop        b      80      b          declared   2/3       -\n"
     );
     assert_eq!(
         fake.lines(),
@@ -248,10 +248,10 @@ fn watch_goes_on_after_what_is_and_lists_again_when_the_server_forgot() {
     assert_eq!(
         shown,
         [
-            "NAME   PORTS   ACCOUNTS   PROXIES   AGE",
-            "a      80      a          2/3       -",
-            "b      80      b          2/3       -",
-            "a      80      a          2/3       -"
+            "NAME   PORTS   ACCOUNTS   SOURCE     PROXIES   AGE",
+            "a      80      a          declared   2/3       -",
+            "b      80      b          declared   2/3       -",
+            "a      80      a          declared   2/3       -"
         ]
     );
 }
@@ -347,9 +347,11 @@ fn deleting_everything_of_a_namespace_leaves_the_mesh_and_what_proxies_registere
             value!([{"kind": "MeshConfig", "metadata": {"name": "mesh"}}])
         } else if path.contains("workloads") {
             let labels = value!({"heddle.dev/registered": "true"});
+            let cluster = value!({"heddle.dev/kubernetes": "true"});
             value!([
                 {"kind": "Workload", "metadata": {"name": "pod", "namespace": "shop", "labels": labels}},
                 {"kind": "Workload", "metadata": {"name": "vm", "namespace": "shop"}},
+                {"kind": "Workload", "metadata": {"name": "web-7f", "namespace": "shop", "labels": cluster}},
             ])
         } else if path.contains("services") {
             value!([service("a")])

@@ -32,12 +32,13 @@ const PATCH_TRIES: usize = 64;
 /// Most objects on a page.
 pub(super) const MAX_PAGE: usize = 5000;
 
-/// An object of a view, a registered workload among them.
+/// An object of a view, registered workloads and what comes from Kubernetes among them.
 pub(super) fn find(view: &View, kind: ObjectKind, name: &Name) -> Option<AnyObject> {
-    view.object(kind, name).cloned().or_else(|| {
+    let registered = || {
         let registration = (kind == ObjectKind::Workload).then(|| view.registration(name)).flatten();
         registration.map(|registration| registration.to_workload().into())
-    })
+    };
+    view.object(kind, name).cloned().or_else(registered).or_else(|| view.kubernetes_object(kind, name))
 }
 
 fn not_found(kind: ObjectKind, name: &Name) -> Refusal {
@@ -64,12 +65,20 @@ struct Token {
     revision: Revision,
     /// The list that it belongs to: kind, namespace and selector.
     list: String,
-    /// Whether the last object was a registered workload.
-    registered: bool,
+    /// What the last object was.
+    part: Part,
     /// Its namespace.
     namespace: String,
     /// Its name.
     name: String,
+}
+
+/// The parts of a list, in order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Part {
+    Declared,
+    Registered,
+    Kubernetes,
 }
 
 impl Token {
@@ -118,14 +127,14 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
         Some(token) => registry.view_at(token.revision)?,
         None => registry.view(),
     };
-    let mut items: Vec<(AnyObject, bool)> = Vec::new();
+    let mut items: Vec<(AnyObject, Part)> = Vec::new();
     let mut found = from_view(&view, kind, namespace, service.as_ref(), token.as_ref())
         .filter(|(object, _)| selector.matches(&object.metadata().labels));
     items.extend(found.by_ref().take(limit));
-    let next = found.next().is_some().then(|| items.last()).flatten().map(|(last, registered)| {
+    let next = found.next().is_some().then(|| items.last()).flatten().map(|(last, part)| {
         let name = last.name();
         let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
-        Token { revision: view.revision(), list, registered: *registered, namespace, name }.encode()
+        Token { revision: view.revision(), list, part: *part, namespace, name }.encode()
     });
     drop(found);
     if next.is_some() {
@@ -141,40 +150,57 @@ pub(super) async fn list(call: Call) -> Result<Response, Refusal> {
     call.answer(StatusCode::OK, &answer)
 }
 
-/// Declared objects, then registered workloads, each by name; after where the last page ended. With a
-/// service, only what refers to it.
+/// Declared objects, then registered workloads, then what comes from Kubernetes, each by name; after where the last page
+/// ended. With a service, only what refers to it.
 fn from_view<'a>(
     view: &'a Arc<View>,
     kind: ObjectKind,
     namespace: Option<&'a str>,
     service: Option<&Name>,
     token: Option<&Token>,
-) -> impl Iterator<Item = (AnyObject, bool)> + 'a {
-    let after = token.map(|token| (token.registered, Name::new(&token.namespace, &token.name)));
-    let (past_declared, after_declared, after_registered) = match after {
-        None => (false, None, None),
-        Some((false, name)) => (false, Some(name), None),
-        Some((true, name)) => (true, None, Some(name)),
+) -> impl Iterator<Item = (AnyObject, Part)> + 'a {
+    // Whether a part is to be told still, and after which name.
+    let left = |part: Part| match token {
+        Some(token) if token.part > part => None,
+        Some(token) if token.part == part => Some(Some(Name::new(&token.namespace, &token.name))),
+        _ => Some(None),
     };
     let served = service.map(Name::to_string);
-    let declared: Box<dyn Iterator<Item = &AnyObject> + 'a> = match service {
-        _ if past_declared => Box::new(std::iter::empty()),
-        None => Box::new(view.list_any(kind, namespace, after_declared)),
-        Some(service) => {
+    let declared: Box<dyn Iterator<Item = &AnyObject> + 'a> = match (left(Part::Declared), service) {
+        (None, _) => Box::new(std::iter::empty()),
+        (Some(after), None) => Box::new(view.list_any(kind, namespace, after)),
+        (Some(after), Some(service)) => {
             let names = view.referring(kind, service).into_iter();
-            let names = names.filter(move |name| after_declared.as_ref().is_none_or(|after| name > after));
+            let names = names.filter(move |name| after.as_ref().is_none_or(|after| name > after));
             let names = names.filter(move |name| namespace.is_none_or(|namespace| *name.namespace == *namespace));
             Box::new(names.filter_map(move |name| view.object(kind, &name)))
         }
     };
-    let registered = (kind == ObjectKind::Workload).then(|| view.registrations(namespace, after_registered));
-    // A declared workload stands for the registered one of its name.
+    let registered = left(Part::Registered).filter(|_| kind == ObjectKind::Workload);
+    let registered = registered.map(|after| view.registrations(namespace, after));
+    let kubernetes = left(Part::Kubernetes).map(|after| view.kubernetes_objects(kind, namespace, after));
+    // What is declared stands for all else of its name, and what is registered for a pod.
     let is_alone = move |name: &Name| view.object(kind, name).is_none();
+    let by_registered = served.clone();
     let registered = registered.into_iter().flatten().filter(move |registration| {
-        is_alone(&registration.name) && served.as_ref().is_none_or(|served| registration.services.contains_key(served))
+        let serves = |served: &String| registration.services.contains_key(served);
+        is_alone(&registration.name) && by_registered.as_ref().is_none_or(serves)
     });
-    let declared = declared.map(|object| (object.clone(), false));
-    declared.chain(registered.map(|registration| (registration.to_workload().into(), true)))
+    let kubernetes = kubernetes.into_iter().flatten().filter(move |object| {
+        let name = object.name();
+        let is_registered = kind == ObjectKind::Workload && view.registration(&name).is_some();
+        let serves = |served: &String| match object {
+            AnyObject::Workload(workload) => {
+                workload.spec.services.iter().any(|one| name.sibling(&one.name).to_string() == *served)
+            }
+            // A Service refers to none.
+            _ => false,
+        };
+        is_alone(&name) && !is_registered && served.as_ref().is_none_or(serves)
+    });
+    let declared = declared.map(|object| (object.clone(), Part::Declared));
+    let registered = registered.map(|registration| (registration.to_workload().into(), Part::Registered));
+    declared.chain(registered).chain(kubernetes.map(|object| (object, Part::Kubernetes)))
 }
 
 pub(super) async fn put(mut call: Call) -> Result<Response, Refusal> {
@@ -266,6 +292,9 @@ fn patched<'a>(view: &'a View, kind: ObjectKind, name: &Name) -> Result<&'a AnyO
     view.object(kind, name).ok_or_else(|| {
         if kind == ObjectKind::Workload && view.registration(name).is_some() {
             return Refusal::from(ApplyError::Registered(name.clone()));
+        }
+        if view.is_in_kubernetes(kind, name) {
+            return Refusal::from(ApplyError::Kubernetes(kind, name.clone()));
         }
         not_found(kind, name)
     })

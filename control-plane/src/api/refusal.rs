@@ -132,7 +132,7 @@ impl Refusal {
                 Self::faults(Why::Invalid, faults.into_iter().map(placed).collect())
             }
             ApplyError::NotFound(..) => Self::new(Why::NotFound, text),
-            ApplyError::Registered(_) => Self::new(Why::Conflict, text),
+            ApplyError::Registered(_) | ApplyError::Kubernetes(..) => Self::new(Why::Conflict, text),
             ApplyError::PreconditionFailed { .. } => Self::new(Why::PreconditionFailed, text),
             ApplyError::Contended => Self::new(Why::Conflict, text),
             ApplyError::Store(error) => error.into(),

@@ -2,6 +2,7 @@
 
 mod access;
 mod documents;
+mod kubernetes;
 mod lists;
 mod writes;
 

@@ -41,6 +41,15 @@ fn service(mesh: &Mesh, name: &Name, found: &mut Vec<Condition>) {
             add(found, "ServiceAccountInvalid", format!("no workload can have the service account {account:?}: {why}"));
         }
     }
+    if mesh.is_hidden(name) {
+        let message = format!(
+            "Kubernetes has a Service {}.{} too: this one is in effect, with its own instances only; delete it to have that of \
+             Kubernetes in its place",
+            name.name, name.namespace
+        );
+        add(found, "HidesKubernetesService", message);
+    }
+    plaintext(mesh, name, found);
     let inherited = inherited::of(mesh, name);
     let policies: BTreeSet<_> = inherited.keys().map(|(policy, _)| policy.clone()).collect();
     if !policies.is_empty() {
@@ -51,6 +60,21 @@ fn service(mesh: &Mesh, name: &Name, found: &mut Vec<Condition>) {
             list(parents)
         );
         add(found, "InheritsDenials", message);
+    }
+}
+
+/// Instances of a Kubernetes Service that have no proxy.
+fn plaintext(mesh: &Mesh, name: &Name, found: &mut Vec<Condition>) {
+    let instances = mesh.instances(name);
+    let plain: Vec<_> = instances.iter().filter(|instance| instance.account.is_none()).collect();
+    if !plain.is_empty() {
+        let message = format!(
+            "{} of {} instances have no proxy, and are called in plaintext: {}",
+            plain.len(),
+            instances.len(),
+            list(plain.iter().map(|instance| &instance.workload))
+        );
+        add(found, "CalledInPlaintext", message);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Endpoints: the workloads that serve a service, registered and declared.
+//! Endpoints: the workloads that serve a service, registered, declared and in Kubernetes.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,14 +8,17 @@ use heddle_api::{
 };
 use heddle_certs::SpiffeId;
 
-use crate::mesh::{Mesh, Registered};
+use crate::mesh::{Mesh, Registered, derived::Instance};
 use heddle_api::resource::Name;
 
 pub(super) fn compile(mesh: &Mesh, name: &Name) -> Option<proto::Endpoints> {
     let service = mesh.service(name)?;
-    let registered = mesh.registered_workloads(name).filter_map(|workload| from_registered(service, name, workload));
+    // Of a pod, Kubernetes says what it serves.
+    let registered = mesh.registered_workloads(name).filter(|workload| mesh.pod(&workload.name).is_none());
+    let registered = registered.filter_map(|workload| from_registered(service, name, workload));
     let declared = mesh.declared_workloads(name).filter_map(|workload| from_declared(mesh, service, name, workload));
-    let mut endpoints: Vec<(SocketAddr, proto::Endpoint)> = registered.chain(declared).collect();
+    let derived = mesh.instances(name).iter().filter_map(|instance| from_instance(mesh, instance));
+    let mut endpoints: Vec<(SocketAddr, proto::Endpoint)> = registered.chain(declared).chain(derived).collect();
     endpoints.sort_by(|a, b| (a.0, &a.1.workload).cmp(&(b.0, &b.1.workload)));
     Some(proto::Endpoints {
         service: name.to_string(),
@@ -83,6 +86,7 @@ fn from_registered(
         weight: 1,
         ready: workload.ready,
         workload: workload.name.to_string(),
+        hostname: String::new(),
     };
     Some((workload.address, endpoint))
 }
@@ -123,6 +127,32 @@ fn from_declared(
         weight: workload.spec.weight.unwrap_or(1),
         ready: true,
         workload: Name::of(&workload.metadata).to_string(),
+        hostname: String::new(),
+    };
+    (!endpoint.ports.is_empty()).then_some((address, endpoint))
+}
+
+fn from_instance(mesh: &Mesh, instance: &Instance) -> Option<(SocketAddr, proto::Endpoint)> {
+    let address = instance.address()?;
+    let identities = match &instance.account {
+        Some(account) => {
+            let id = SpiffeId::workload(mesh.trust_domain(), &instance.workload.namespace, account).ok()?;
+            vec![id.to_string()]
+        }
+        None => Vec::new(),
+    };
+    let port =
+        |(port, target): &(u16, u16)| proto::EndpointPort { port: (*port).into(), target_port: (*target).into() };
+    let endpoint = proto::Endpoint {
+        address: address.to_string(),
+        meshed: instance.account.is_some(),
+        identities,
+        ports: instance.ports.iter().map(port).collect(),
+        zone: instance.zone.to_string(),
+        weight: 1,
+        ready: instance.ready && !instance.secondary && !mesh.is_leaving(&instance.workload),
+        workload: instance.workload.to_string(),
+        hostname: instance.hostname.as_deref().unwrap_or_default().to_owned(),
     };
     (!endpoint.ports.is_empty()).then_some((address, endpoint))
 }

@@ -52,6 +52,8 @@ fn kubernetes_is_off_by_default_and_reached_in_one_way() {
     assert_eq!(access(&[]), Ok(None));
     assert_eq!(access(&["--kubernetes"]), Ok(Some(kubernetes::Access::InCluster)));
     assert_eq!(access(&["--kubernetes=false"]), Ok(None));
+    assert_eq!(read(&[]).unwrap().cluster_domain, "cluster.local");
+    assert_eq!(read(&["--cluster-domain", "K8s.Example"]).unwrap().cluster_domain, "k8s.example");
     let kubeconfig = || PathBuf::from("/a/kubeconfig");
     assert_eq!(access(&["--kubeconfig", "/a/kubeconfig"]), Ok(Some(kubernetes::Access::Kubeconfig(kubeconfig()))));
     let both = access(&["--kubernetes", "--kubeconfig", "/a/kubeconfig"]).unwrap_err();
@@ -74,6 +76,7 @@ fn what_cannot_be_meant_is_named_with_what_would_be_right() {
         (["--api-name", "a b"], "setting apiNames: "),
         (["--advertise-mesh", "host"], r#"setting advertiseMesh: "host" is no host:port"#),
         (["--advertise-mesh", "host:0"], "setting advertiseMesh: "),
+        (["--cluster-domain", "cluster.local."], "setting clusterDomain: "),
         (["--log-format", "xml"], "setting logFormat: "),
         (["--no-such", "x"], "--no-such"),
         (["--config", "/no/such/file"], "settings file /no/such/file: cannot be read"),

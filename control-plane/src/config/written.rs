@@ -58,6 +58,9 @@ pub struct Written {
     /// As --kubernetes, from outside of the cluster: by the current context of this kubeconfig
     #[arg(long, value_name = "FILE", env = "HEDDLE_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
+    /// Domain of the cluster's DNS names, <service>.<namespace>.svc.<domain> [default: cluster.local]
+    #[arg(long, value_name = "NAME", env = "HEDDLE_CLUSTER_DOMAIN")]
+    pub cluster_domain: Option<String>,
     /// How long a registered workload counts as alive without a word [default: 30s]
     #[arg(long, value_name = "DURATION", env = "HEDDLE_LEASE")]
     pub lease: Option<String>,
@@ -94,6 +97,7 @@ impl Written {
             authority_dir: self.authority_dir.or(below.authority_dir),
             kubernetes: self.kubernetes.or(below.kubernetes),
             kubeconfig: self.kubeconfig.or(below.kubeconfig),
+            cluster_domain: self.cluster_domain.or(below.cluster_domain),
             lease: self.lease.or(below.lease),
             log: self.log.or(below.log),
             log_format: self.log_format.or(below.log_format),

@@ -101,6 +101,10 @@ impl Catalog {
             ResourceKind::Service | ResourceKind::Endpoints => {
                 Name::parse(name).is_some_and(|name| self.mesh.is_visible(&name, &viewer.namespace))
             }
+            // Only to the pod's own proxy.
+            ResourceKind::Workload => {
+                Name::parse(name).is_some_and(|name| self.mesh.is_pod_of(&name, &viewer.identity))
+            }
             ResourceKind::InboundPolicy => Name::parse(name)
                 .and_then(|name| self.mesh.service(&name))
                 .is_some_and(|service| may_serve(service, &viewer.identity)),
@@ -161,6 +165,8 @@ impl Catalog {
         if affected.mesh_config {
             keys.extend(self.watchers.keys().filter(|key| key.0 == ResourceKind::MeshConfig).cloned());
         }
+        let workloads = affected.workloads.iter().map(|name| (ResourceKind::Workload, Arc::from(name.to_string())));
+        keys.extend(workloads.filter(|key| self.watchers.contains_key(key)));
         let mut touched = self.touch(keys);
         let mut touch_host = |host: &Arc<str>, streams: &HashSet<StreamId>| {
             touched.extend(streams.iter().map(|stream| (*stream, Touched::Host(Arc::clone(host)))));

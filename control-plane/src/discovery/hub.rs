@@ -146,16 +146,19 @@ impl Hub {
         matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 
-    /// Puts another mesh in the place of this one, when changes may have been missed.
-    pub fn replace(&self, revision: u64, mesh: Mesh) {
+    /// Puts another mesh in the place of this one, when changes may have been missed. What it knows of a Kubernetes
+    /// cluster stays.
+    pub fn replace(&self, revision: u64, mut mesh: Mesh) {
         let everything = Affected {
             services: BTreeSet::from([Scope::Mesh]),
             endpoints: BTreeSet::from([Scope::Mesh]),
             inbound: BTreeSet::from([Scope::Mesh]),
             hosts: crate::mesh::Hosts::All,
             mesh_config: true,
+            workloads: BTreeSet::new(),
         };
         self.change(revision, |current| {
+            mesh.inherit(current);
             *current = mesh;
             everything
         });
@@ -194,10 +197,15 @@ impl Hub {
         let viewer = viewer(&proxy)?;
         let mut inner = self.lock();
         // Its status would be taken for that of the workload of this name.
-        let registered = Name::parse(&proxy.node).and_then(|name| inner.catalog.mesh.registered(&name));
-        if registered.is_some_and(|registered| registered.identity != proxy.identity) {
+        let mesh = &inner.catalog.mesh;
+        let belongs_to_another = Name::parse(&proxy.node).is_some_and(|name| {
+            let registered = mesh.registered(&name);
+            let is_another = registered.is_some_and(|registered| registered.identity != proxy.identity);
+            is_another || (mesh.pod(&name).is_some() && !mesh.is_pod_of(&name, &proxy.identity))
+        });
+        if belongs_to_another {
             return Err(Status::permission_denied(format!(
-                "workload {:?} is registered by another identity than {}; choose another name",
+                "workload {:?} is of another identity than {}; choose another name",
                 clip(&proxy.node),
                 proxy.identity
             )));

@@ -42,6 +42,8 @@ pub struct Affected {
     pub endpoints: BTreeSet<Scope>,
     /// InboundPolicy resources.
     pub inbound: BTreeSet<Scope>,
+    /// Workload resources.
+    pub workloads: BTreeSet<Name>,
     /// Aliases.
     pub hosts: Hosts,
     /// The MeshConfig resource.
@@ -56,11 +58,19 @@ impl Affected {
         }
     }
 
+    /// Notes that aliases with this host (lower case) may mean something else now.
+    pub(super) fn add_host(&mut self, host: &str) {
+        if let Hosts::Some(hosts) = &mut self.hosts {
+            hosts.insert(host.into());
+        }
+    }
+
     /// Takes in what another change touches.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
         self.endpoints.extend(other.endpoints);
         self.inbound.extend(other.inbound);
+        self.workloads.extend(other.workloads);
         self.mesh_config |= other.mesh_config;
         match (&mut self.hosts, other.hosts) {
             (Hosts::All, _) => {}
@@ -137,8 +147,9 @@ impl Mesh {
         // Which of its ports an instance's address means, and to whom, is the service's to say.
         let instances = self.registered_workloads(name).map(|workload| workload.address.ip());
         let declared = self.declared_workloads(name).filter_map(|workload| declared_address(workload));
+        let derived = self.instances(name).iter().map(|instance| instance.ip);
         let claimed = self.services.get(name).into_iter().flat_map(|service| virtual_addresses(service));
-        instances.chain(declared).chain(claimed).for_each(|address| affected.add_address(address));
+        instances.chain(declared).chain(derived).chain(claimed).for_each(|address| affected.add_address(address));
     }
 
     /// Marks the backends of a route that inherit denials by it.

@@ -42,3 +42,10 @@ impl<K: Hash + Eq, V: Ord> Multimap<K, V> {
         self.0.get(key).into_iter().flatten()
     }
 }
+
+#[cfg(test)]
+impl<K, V> Multimap<K, V> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

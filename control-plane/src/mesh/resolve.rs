@@ -29,6 +29,11 @@ impl Mesh {
                 return fits(service).then_some(name);
             }
         }
+        for (instance, name) in self.canonical_instance(host) {
+            if self.derived(&name).is_some_and(|derived| derived.has_hostname(&instance)) {
+                return self.services.get(&name).filter(|service| fits(service)).map(|_| name);
+            }
+        }
         let claims = self.extra_hosts.of(host).filter_map(|name| Some((name, self.services.get(name)?)));
         claims
             .filter(|(_, service)| fits(service))
@@ -54,6 +59,9 @@ impl Mesh {
             }));
         }
         instances.extend(&declared_services);
+        let derived = self.instances_at.of(&address);
+        instances
+            .extend(derived.filter(|name| self.derived(name).is_some_and(|derived| derived.serves(address, port))));
         if !instances.is_empty() {
             return self.oldest(instances.into_iter(), viewer);
         }
@@ -94,24 +102,25 @@ impl Mesh {
 
     /// The names that a host can be short for.
     fn canonical(&self, host: &str) -> Vec<Name> {
-        let mut names = Vec::new();
-        let mut read = |text: &str| {
-            if let Some((name, namespace)) = text.split_once('.')
-                && !name.is_empty()
-                && !namespace.is_empty()
-                && !namespace.contains('.')
-            {
-                names.push(Name::new(namespace, name));
-            }
+        self.without_suffixes(host).into_iter().filter_map(two_labels).collect()
+    }
+
+    /// As [`Self::canonical`], of a single instance of a headless service: `instance.service.namespace`.
+    fn canonical_instance(&self, host: &str) -> Vec<(String, Name)> {
+        let split = |text: &str| {
+            let (instance, service) = text.split_once('.')?;
+            Some((instance.to_owned(), two_labels(service)?))
         };
-        read(host);
-        for suffix in self.suffixes() {
-            let suffix = suffix.to_ascii_lowercase();
-            if let Some(rest) = host.strip_suffix(suffix.as_str()).and_then(|rest| rest.strip_suffix('.')) {
-                read(rest);
-            }
-        }
-        names
+        self.without_suffixes(host).into_iter().filter_map(split).collect()
+    }
+
+    /// A host, and what is left of it without each of the mesh's suffixes that it has.
+    fn without_suffixes<'a>(&self, host: &'a str) -> Vec<&'a str> {
+        let suffixes = self.suffixes();
+        let rests = suffixes.iter().filter_map(|suffix| {
+            host.strip_suffix(suffix.to_ascii_lowercase().as_str()).and_then(|rest| rest.strip_suffix('.'))
+        });
+        std::iter::once(host).chain(rests).collect()
     }
 }
 
@@ -131,6 +140,13 @@ pub fn parse_alias(alias: &str) -> Option<(String, u16)> {
     }
     let host = host.strip_suffix('.').unwrap_or(host);
     (!host.is_empty()).then(|| (host.to_ascii_lowercase(), port))
+}
+
+/// `name.namespace`.
+fn two_labels(text: &str) -> Option<Name> {
+    let (name, namespace) = text.split_once('.')?;
+    let is_one = |label: &str| !label.is_empty() && !label.contains('.');
+    (is_one(name) && is_one(namespace)).then(|| Name::new(namespace, name))
 }
 
 fn is_exported(service: &Object<ServiceSpec>, viewer: &str) -> bool {

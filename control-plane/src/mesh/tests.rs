@@ -82,6 +82,7 @@ fn a_service_touches_itself_its_names_and_the_routes_that_lead_to_it() {
         inbound: services(["shop/payments"]),
         hosts: hosts(["payments.shop", "payments.shop.mesh"]),
         mesh_config: false,
+        workloads: BTreeSet::new(),
     };
     let changed = one("{kind: Service, metadata: {name: payments}, spec: {ports: [{port: 80}]}}");
     assert_eq!(mesh.put(changed), expected);

@@ -1,3 +1,5 @@
+mod pods;
+
 use std::time::SystemTime;
 
 use heddle_api::proto::registration::Instance;

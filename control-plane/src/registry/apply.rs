@@ -111,6 +111,9 @@ pub enum ApplyError {
     /// A workload was registered by its proxy, and goes when that goes.
     #[error("Workload {0} was registered by its proxy, and goes when that goes")]
     Registered(Name),
+    /// The API server of Kubernetes is the truth of it.
+    #[error("{0} {1} comes from Kubernetes: it is changed there, with kubectl, and is read-only here")]
+    Kubernetes(ObjectKind, Name),
     /// Somebody else changed an object in the meantime.
     #[error("{kind} {name} is at {}, not at the one required", at_revision(*found))]
     PreconditionFailed {
@@ -259,6 +262,10 @@ fn plan(view: &View, operations: &[Operation], now: Timestamp) -> Result<Plan, A
             continue;
         }
         let before = view.object(kind, &name).cloned();
+        // One that was declared before Kubernetes had it may still be changed and removed.
+        if before.is_none() && view.is_in_kubernetes(kind, &name) {
+            return Err(ApplyError::Kubernetes(kind, name));
+        }
         check_expected(kind, &name, before.as_ref(), expected)?;
         let (action, after, object) = match operation {
             Operation::Apply { object, .. } | Operation::Restore(object) => {

@@ -27,8 +27,13 @@ pub(super) async fn run(
                 return;
             }
         };
-        let (next, changes) = view.load().advance(&batch);
-        view.store(Arc::new(next));
+        // What comes from Kubernetes may be put into the view meanwhile: then this is done over.
+        let mut changes = ChangeSet::default();
+        view.rcu(|view| {
+            let (next, made) = view.advance(&batch);
+            changes = made;
+            next
+        });
         // Nobody may be listening.
         let _ = feed.send(Arc::new(changes));
         followed.send_replace(batch.revision);

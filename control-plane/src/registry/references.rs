@@ -116,7 +116,9 @@ fn accounts(service: &Object<ServiceSpec>) -> Vec<&str> {
 impl Findings<'_> {
     fn suffixes(&self) -> Vec<String> {
         let mesh = self.view.list::<MeshConfigSpec>().next();
-        mesh.map_or_else(|| vec!["mesh".to_owned()], |mesh| mesh.spec.suffixes.clone())
+        let mut suffixes = mesh.map_or_else(|| vec!["mesh".to_owned()], |mesh| mesh.spec.suffixes.clone());
+        suffixes.extend(self.view.cluster_suffixes());
+        suffixes
     }
 
     /// Extra hosts must not be names that belong to the mesh, nor another service's.
@@ -132,7 +134,7 @@ impl Findings<'_> {
             }
             if let Some((one, namespace)) = host.split_once('.') {
                 let other = Name::new(namespace, one);
-                if other != *name && self.view.object(ObjectKind::Service, &other).is_some() {
+                if other != *name && self.view.service(&other).is_some() {
                     self.add(path, format!("{host:?} is the name of service {other}"));
                     continue;
                 }
@@ -162,7 +164,7 @@ impl Findings<'_> {
         for (index, served) in workload.spec.services.iter().enumerate() {
             let path = format!("spec.services[{index}]");
             let service_name = name.sibling(&served.name);
-            let Some(service) = self.view.get::<ServiceSpec>(&service_name) else {
+            let Some(service) = self.view.service(&service_name) else {
                 self.add(format!("{path}.name"), format!("there is no service {service_name}"));
                 continue;
             };
@@ -193,7 +195,7 @@ impl Findings<'_> {
         for (index, parent) in parents.iter().enumerate() {
             let path = format!("spec.parentRefs[{index}]");
             let name = route.sibling(&parent.name);
-            let Some(service) = self.view.get::<ServiceSpec>(&name) else {
+            let Some(service) = self.view.service(&name) else {
                 self.add(format!("{path}.name"), format!("there is no service {name}"));
                 continue;
             };
@@ -222,7 +224,7 @@ impl Findings<'_> {
         for (index, backend) in backends.iter().enumerate() {
             let path = format!("{rule}.backendRefs[{index}]");
             let name = route.relative(backend.namespace.as_deref(), &backend.name);
-            let Some(service) = self.view.get::<ServiceSpec>(&name) else {
+            let Some(service) = self.view.service(&name) else {
                 self.add(format!("{path}.name"), format!("there is no service {name}"));
                 continue;
             };
@@ -257,7 +259,7 @@ impl Findings<'_> {
 
     fn target(&mut self, target: Option<&TargetRef>, policy: &Name) -> Option<std::sync::Arc<Object<ServiceSpec>>> {
         let name = policy.sibling(&target?.name);
-        let service = self.view.get::<ServiceSpec>(&name).cloned();
+        let service = self.view.service(&name).cloned();
         if service.is_none() {
             self.add("spec.targetRef.name", format!("there is no service {name}"));
         }

@@ -12,6 +12,7 @@ use super::{
     ChangeSet, Registration, RegistryError,
     change::Change,
     codec::{self, Subject},
+    kubernetes::Cluster,
 };
 use crate::{
     mesh::MESH_NAMESPACE,
@@ -32,6 +33,8 @@ pub struct View {
     registered: RedBlackTreeMapSync<Name, Arc<Registration>>,
     /// Registrations by identity and address.
     placed: RedBlackTreeMapSync<(Arc<str>, SocketAddr, Name), ()>,
+    /// What comes from Kubernetes.
+    pub(super) cluster: Cluster,
     /// How many registrations an identity has.
     held: RedBlackTreeMapSync<Arc<str>, usize>,
 }

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod api_server;
 mod discovery;
 mod identity;
+mod kubernetes;
 mod registration;
 mod scale;
 mod start;

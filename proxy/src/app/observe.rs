@@ -105,7 +105,8 @@ pub(super) async fn run(
     loop {
         let snapshot = shared.discovery.snapshot();
         health.set(CERTIFICATE, shared.identity.current().is_some());
-        let served = shared.config.services.iter().all(|service| snapshot.inbound.contains_key(&service.name));
+        let has_all = |served: &Vec<_>| served.iter().all(|service| snapshot.inbound.contains_key(service));
+        let served = snapshot.served.as_ref().is_some_and(has_all);
         health.set(POLICY, served && snapshot.mesh.is_some());
         health.set(SERVING, life.stage() == Stage::Serving);
         if let Some(mesh) = &snapshot.mesh {

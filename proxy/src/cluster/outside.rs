@@ -304,6 +304,7 @@ fn endpoints(name: &DialName, addresses: &[SocketAddr]) -> Endpoints {
             weight: 1,
             ready: true,
             workload: String::new(),
+            hostname: None,
         })
     });
     Endpoints { service: outside_name(name), endpoints: endpoints.collect(), version: String::new() }

@@ -7,6 +7,7 @@ mod inbound;
 mod service;
 #[cfg(test)]
 mod tests;
+mod workload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,11 @@ use heddle_certs::{CertificateDer, SpiffeId, TrustBundle, TrustDomain};
 use ipnet::{IpNet, Ipv4Net};
 use regex::{Regex, RegexBuilder};
 
-pub(super) use self::{inbound::inbound, service::service};
+pub(super) use self::{
+    inbound::inbound,
+    service::service,
+    workload::{Workload, workload},
+};
 use crate::snapshot::{Endpoint, Endpoints, Mesh, Protocol, ServiceName};
 
 /// Most bytes that one compiled regular expression may take.
@@ -222,5 +227,6 @@ fn endpoint(sent: proto::Endpoint) -> Result<Endpoint, Reason> {
         weight: sent.weight.clamp(1, 1_000_000),
         ready: sent.ready,
         workload: sent.workload,
+        hostname: Some(sent.hostname).filter(|hostname| !hostname.is_empty()).map(String::into_boxed_str),
     })
 }

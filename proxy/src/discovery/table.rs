@@ -107,6 +107,8 @@ pub(crate) struct Table {
     started: Instant,
     meshes: Kind<Mesh>,
     bundles: Kind<TrustBundle>,
+    /// The own one only, and only where the settings name no services.
+    workloads: Kind<compile::Workload>,
     inbound: Kind<InboundPolicy>,
     services: Kind<Service>,
     endpoints: Kind<Endpoints>,
@@ -196,6 +198,8 @@ impl Table {
             // Nothing works without these two: that they are gone can only be a fault.
             meshes: Kind::new(type_url::MESH_CONFIG, keep_sent).lasting(),
             bundles: Kind::new(type_url::TRUST_BUNDLE, keep_sent).lasting(),
+            // A pod that goes serves what is under way until its end.
+            workloads: Kind::new(type_url::WORKLOAD, keep_sent).lasting(),
             inbound: Kind::new(type_url::INBOUND_POLICY, keep_sent),
             services: Kind::new(type_url::SERVICE, keep_sent),
             endpoints: Kind::new(type_url::ENDPOINTS, keep_sent),
@@ -210,6 +214,9 @@ impl Table {
         table.meshes.want("mesh".to_owned(), now);
         for service in &table.own.served {
             table.inbound.want(service.name.to_string(), now);
+        }
+        if table.own.served.is_empty() {
+            table.workloads.want(table.own.node.clone(), now);
         }
         table
     }
@@ -295,13 +302,15 @@ impl Table {
     /// Whether time alone has changed what is in effect, since this was last asked.
     pub(super) fn gives_up(&mut self, now: Instant) -> bool {
         let (services, endpoints) = (self.services.gives_up(now), self.endpoints.gives_up(now));
-        services || endpoints
+        let workloads = self.workloads.gives_up(now);
+        services || endpoints || workloads
     }
 
     /// Whether everything asked for was answered.
     pub(super) fn is_settled(&self) -> bool {
         self.meshes.is_settled()
             && self.bundles.is_settled()
+            && self.workloads.is_settled()
             && self.inbound.is_settled()
             && self.services.is_settled()
             && self.endpoints.is_settled()
@@ -365,6 +374,7 @@ impl Table {
         self.opened = false;
         self.meshes.start_stream(now);
         self.bundles.start_stream(now);
+        self.workloads.start_stream(now);
         self.inbound.start_stream(now);
         self.services.start_stream(now);
         self.endpoints.start_stream(now);
@@ -377,6 +387,7 @@ impl Table {
         let requests = [
             self.bundles.request(),
             self.meshes.request(),
+            self.workloads.request(),
             self.inbound.request(),
             self.services.request_with(|| aliases(&self.dialled)),
             self.endpoints.request(),
@@ -423,6 +434,7 @@ impl Table {
                 let bundle = compile::trust_bundle(name, sent)?;
                 (self.accept_bundle)(&bundle, origin).map(|()| bundle)
             }),
+            type_url::WORKLOAD => self.workloads.apply(sent, compile::workload),
             type_url::INBOUND_POLICY => self.inbound.apply(sent, |name, version, sent: proto::InboundPolicy| {
                 let served = own.served.iter().find(|served| served.name.to_string() == name);
                 let ports = served.map(|served| served.ports.as_slice()).unwrap_or_default();
@@ -432,8 +444,37 @@ impl Table {
             type_url::ENDPOINTS => self.endpoints.apply(sent, compile::endpoints),
             other => Response::refused(other, "this proxy does not know resources of this type"),
         };
+        if url == type_url::WORKLOAD {
+            self.serve(now);
+        }
         self.refresh(now);
         response.answer(url, nonce)
+    }
+
+    /// Asks for the policies of what the platform says that is served, and of nothing else.
+    fn serve(&mut self, now: Instant) {
+        let Some(workload) = self.workloads.held(&self.own.node).cloned() else { return };
+        let served: BTreeSet<String> = workload.services.keys().map(ToString::to_string).collect();
+        let known: BTreeSet<String> = self.inbound.wanted().cloned().collect();
+        for service in known.difference(&served) {
+            self.inbound.unwant(service);
+            self.inbound.forget(service);
+        }
+        for service in served {
+            self.inbound.want(service, now);
+        }
+    }
+
+    /// What this workload serves; `None` until it is known.
+    fn served(&self, now: Instant) -> Option<Vec<ServiceName>> {
+        if !self.own.served.is_empty() {
+            return Some(self.own.served.iter().map(|served| served.name.clone()).collect());
+        }
+        if !self.workloads.is_answered(&self.own.node, now) {
+            return None;
+        }
+        let workload = self.workloads.held(&self.own.node);
+        Some(workload.map(|workload| workload.services.keys().cloned().collect()).unwrap_or_default())
     }
 
     fn apply_services(&mut self, sent: ads::DeltaDiscoveryResponse) -> Response {
@@ -489,9 +530,15 @@ impl Table {
     /// Everything that is in effect now.
     pub(super) fn snapshot(&mut self, now: Instant) -> Snapshot {
         self.refresh(now);
-        let mut snapshot = Snapshot { mesh: self.meshes.held("mesh").cloned(), ..Snapshot::default() };
+        let mut snapshot =
+            Snapshot { mesh: self.meshes.held("mesh").cloned(), served: self.served(now), ..Snapshot::default() };
+        let workload = self.workloads.held(&self.own.node);
         for policy in self.inbound.values() {
-            snapshot.inbound.insert(policy.service.clone(), Arc::clone(policy));
+            let placed = match workload {
+                Some(workload) => Arc::new(workload.place(policy, &self.own.listeners)),
+                None => Arc::clone(policy),
+            };
+            snapshot.inbound.insert(policy.service.clone(), placed);
         }
         for service in self.active.values() {
             snapshot.services.insert(service.name.clone(), Arc::clone(service));
@@ -527,15 +574,32 @@ impl Table {
 /// What an alias of a service means: the port that it names; or, if it is the address of an instance and of
 /// its app's port, that instance.
 fn destination(alias: &str, service: &Service, endpoints: Option<&Endpoints>) -> Option<Destination> {
-    let (_, port) = alias.rsplit_once(':')?;
     let to = |port, instance| Destination::Service { service: service.name.clone(), port, instance };
-    let Ok(address) = alias.parse::<SocketAddr>() else { return Some(to(port.parse().ok()?, None)) };
+    let Ok(address) = alias.parse::<SocketAddr>() else {
+        let (host, port) = alias.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)))?;
+        return Some(match single(host, service) {
+            None => to(port, None),
+            Some(hostname) => match endpoints.and_then(|endpoints| endpoints.with_hostname(hostname)) {
+                Some(endpoint) => to(port, Some(endpoint.address)),
+                None => {
+                    Destination::Rejected(format!("no instance of {} is called {host} any more", service.name).into())
+                }
+            },
+        });
+    };
     Some(match endpoints.and_then(|endpoints| endpoints.at(address)) {
         Some((endpoint, port)) => to(port, Some(endpoint.address)),
         None if service.addresses.contains(&address.ip()) => to(address.port(), None),
         // It has left. Not unknown: that could be sent there in plaintext.
         None => Destination::Rejected(format!("no instance of {} is at {address} any more", service.name).into()),
     })
+}
+
+/// The host name of the one instance of a service that a name means: it stands before a name of the service.
+fn single<'a>(host: &'a str, service: &Service) -> Option<&'a str> {
+    let is_the_service = |host: &str| service.hosts.iter().any(|known| known == host);
+    let (hostname, rest) = host.split_once('.')?;
+    (!is_the_service(host) && is_the_service(rest)).then_some(hostname)
 }
 
 /// Names that stand for a service, with which.

@@ -149,6 +149,7 @@ async fn tries_tell_of_connections_retries_and_calls() {
         weight: 1,
         ready: true,
         workload: "shop/orders-1".into(),
+        hostname: None,
     });
     for attempt in &mut call.attempts {
         attempt.endpoint = Some(endpoint.clone());

@@ -15,7 +15,7 @@ impl Server {
         assert!(answer.status.is_success(), "{}", answer.body);
     }
 
-    async fn names(&self, path: &str) -> Vec<String> {
+    pub(super) async fn names(&self, path: &str) -> Vec<String> {
         names(&self.get(path).await.expect(200).json())
     }
 
@@ -44,7 +44,7 @@ impl Server {
     }
 }
 
-fn names(list: &Value) -> Vec<String> {
+pub(super) fn names(list: &Value) -> Vec<String> {
     let items = list["items"].as_array().unwrap();
     items.iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }

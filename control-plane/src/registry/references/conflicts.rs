@@ -9,7 +9,7 @@ use heddle_api::{
     problem::Fault,
     resource::{
         AnyObject, GrpcRouteMatch, GrpcRouteRule, HeaderMatch, HttpRouteMatch, HttpRouteRule, MatchType, Name,
-        ParentRef, PathMatchType, ServiceSpec,
+        ParentRef, PathMatchType,
     },
 };
 
@@ -122,7 +122,7 @@ pub(super) fn parents(object: &AnyObject) -> Option<&[ParentRef]> {
 
 /// The ports to which a parent attaches a route.
 pub(super) fn ports(view: &View, route: &Name, parent: &ParentRef) -> Vec<u16> {
-    match (parent.port, view.get::<ServiceSpec>(&route.sibling(&parent.name))) {
+    match (parent.port, view.service(&route.sibling(&parent.name))) {
         (Some(port), _) => vec![port],
         (None, Some(service)) => service.spec.ports.iter().map(|port| port.port).collect(),
         (None, None) => Vec::new(),

@@ -42,7 +42,7 @@ pub(super) fn too_many_inherited(view: &View, backend: &Name) -> Option<String> 
 
 impl inherited::Objects for View {
     fn service(&self, name: &Name) -> Option<&Object<ServiceSpec>> {
-        self.get::<ServiceSpec>(name).map(Arc::as_ref)
+        Self::service(self, name).map(Arc::as_ref)
     }
 
     fn routes_to(&self, backend: &Name) -> Vec<Route<'_>> {

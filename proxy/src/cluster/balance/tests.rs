@@ -22,6 +22,7 @@ fn endpoint(n: u8) -> Endpoint {
         weight: 1,
         ready: true,
         workload: format!("shop/orders-{n}"),
+        hostname: None,
     }
 }
 

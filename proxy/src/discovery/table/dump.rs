@@ -53,6 +53,7 @@ impl Table {
             "subscriptions": {
                 "trustBundle": subscriptions(&self.bundles),
                 "meshConfig": subscriptions(&self.meshes),
+                "workload": subscriptions(&self.workloads),
                 "inboundPolicy": subscriptions(&self.inbound),
                 "service": subscriptions(&self.services),
                 "endpoints": subscriptions(&self.endpoints),

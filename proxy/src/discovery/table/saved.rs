@@ -27,6 +27,7 @@ impl Table {
         let responses = [
             response(&self.bundles),
             response(&self.meshes),
+            response(&self.workloads),
             response(&self.inbound),
             services,
             response(&self.endpoints),

@@ -1,3 +1,5 @@
+mod platform;
+
 use heddle_api::proto::{Any, discovery as proto};
 use prost::Message;
 

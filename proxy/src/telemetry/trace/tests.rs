@@ -64,6 +64,7 @@ fn attempt(number: u8) -> Attempt {
         weight: 1,
         ready: true,
         workload: format!("shop/orders-{number}"),
+        hostname: None,
     };
     let mut attempt = Attempt::new(Some(Arc::new(endpoint)), SystemTime::UNIX_EPOCH, SpanId([number; 8]));
     attempt.duration = Duration::from_millis(10);
