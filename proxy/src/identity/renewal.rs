@@ -63,7 +63,8 @@ impl<I: Issue> Renewal<I> {
             let held = self.identity.svid();
             if let Some(svid) = &held {
                 self.report.send_modify(|report| report.not_after = Some(svid.not_after()));
-                if !foreign {
+                // Without roots it is of no use; whoever ended before they were kept must not wait for its renewal.
+                if !foreign && self.identity.bundle().is_some() {
                     self.until_due(svid).await;
                 }
             }

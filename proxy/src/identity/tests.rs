@@ -260,6 +260,22 @@ async fn what_is_kept_is_found_by_the_next_process_unless_it_is_anothers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_certificate_kept_without_roots_is_renewed_at_once() {
+    // As after a process that ended between the writing of the two.
+    let clock = clock();
+    let issuer = FakeIssuer::new(&clock);
+    let identity = Identity::new(Arc::clone(&clock));
+    identity.restore(Stored { svid: Some(issuer.svid(24 * HOUR)), bundle: None }).unwrap();
+    assert!(identity.current().is_none(), "nobody's certificate could be verified");
+    let fixture = renew(&clock, issuer, false, identity, None);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(fixture.issuer.asked(), ["held"]);
+    assert!(fixture.identity.current().is_some());
+    sleep(HOUR).await;
+    assert_eq!(fixture.issuer.asked(), ["held"], "once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_join_file_goes_before_what_the_state_directory_holds() {
     let clock = clock();
     let (old, new) = (FakeIssuer::new(&clock), FakeIssuer::new(&clock));
