@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A peer that does not even acknowledge probes is gone after about a minute.
-const KEEPALIVE: TcpKeepalive =
+pub(crate) const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
 
 /// What a connection between proxies carries; nothing is ever translated.
@@ -157,12 +157,14 @@ pub(crate) async fn connect(
 }
 
 async fn connect_plain(address: SocketAddr) -> Result<Connected, Error> {
+    let began = Instant::now();
     let tcp = connect_tcp(address).await?;
+    let away = began.elapsed();
     // An app on this machine does not vanish without its kernel's word.
     if !address.ip().is_loopback() {
         keep_alive(&tcp);
     }
-    let stream = tcp.into();
+    let stream = Stream::from(tcp).with_away(away);
     Ok(Connected { stream, peer: None, expires: None, epoch: 0, took: Duration::ZERO })
 }
 
@@ -178,10 +180,12 @@ async fn connect_mesh(
     let config = credentials.client_config(&mesh.endpoint.identities, carried.alpn())?;
     let tcp = connect_tcp(address).await?;
     keep_alive(&tcp);
+    let began = Instant::now();
     let tls = TlsConnector::from(config)
         .connect(mesh.name.clone(), ReadAhead::new(tcp))
         .await
         .map_err(|error| handshake_error(address, &error))?;
+    let away = began.elapsed();
     let session = tls.get_ref().1;
     if session.alpn_protocol() != Some(carried.alpn()) {
         return Err(Error::new(ErrorKind::TlsFailed, format!("{address} speaks another protocol")));
@@ -190,7 +194,7 @@ async fn connect_mesh(
         .map_err(|error| Error::new(ErrorKind::PeerIdentity, format!("{address}: {error}")))?;
     let expires = credentials.in_time(peer.not_after.min(credentials.svid.not_after()));
     Ok(Connected {
-        stream: tokio_rustls::TlsStream::from(tls).into(),
+        stream: Stream::from(tokio_rustls::TlsStream::from(tls)).with_away(away),
         peer: Some(peer.id),
         expires: Some(expires),
         epoch: credentials.epoch,

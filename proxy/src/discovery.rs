@@ -283,6 +283,11 @@ impl Discovery {
         Some(InUse::new(used, self.shared.started))
     }
 
+    /// As [`Discovery::keep`].
+    pub(crate) fn keep_marked(&self, Mark(used): &Mark) -> InUse {
+        InUse::new(used.clone(), self.shared.started)
+    }
+
     /// Whether a connection that was made for a name may go on: not where the name is no service's any more, nor,
     /// of one to `outside` the mesh, where policy no longer lets it be dialled.
     ///

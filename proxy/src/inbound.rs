@@ -107,7 +107,7 @@ async fn serve_http(stream: Stream, connection: Rc<Connection>, carried: Carried
     let handle = move |request| serve_request(connection.clone(), request);
     let ended = match carried {
         Carried::Http2 => Box::pin(serve::http2(stream, limits, ending, handle)).await,
-        Carried::Http1 | Carried::Tcp => Box::pin(serve::http1(stream, limits, ending, handle)).await,
+        Carried::Http1 | Carried::Tcp => serve::http1(stream, limits, ending, handle).await,
     };
     ended.map_or(Ok(()), Err)
 }

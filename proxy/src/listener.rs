@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use heddle_runtime::{accept::accept, drain};
+use heddle_runtime::{accept::accept_as_is, drain};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     config::DialName,
-    connect::keep_alive,
+    connect::KEEPALIVE,
     exchange::{ConnectionRecord, Sink},
     lifecycle::Stage,
     outcome::{ConnectionOutcome, Direction, Error, ErrorKind},
@@ -83,15 +83,23 @@ pub(crate) struct Listener {
     own_listeners: Arc<[SocketAddr]>,
     /// As many references as connections, and one.
     open: Arc<()>,
+    counts: telemetry::Accepted,
     max: usize,
 }
 
 impl Listener {
     pub(crate) fn new(role: Role, socket: std::net::TcpListener, common: &Common) -> io::Result<Self> {
         let local = socket.local_addr()?;
-        let max = common.limits.max_connections;
-        let own_listeners = common.own_listeners.clone();
-        Ok(Self { role, socket: TcpListener::from_std(socket)?, local, own_listeners, open: Arc::new(()), max })
+        take_over(&socket, local)?;
+        Ok(Self {
+            counts: common.signals.accepted(role.name()),
+            role,
+            socket: TcpListener::from_std(socket)?,
+            local,
+            own_listeners: common.own_listeners.clone(),
+            open: Arc::new(()),
+            max: common.limits.max_connections,
+        })
     }
 
     /// Accepts until the proxy closes.
@@ -99,7 +107,7 @@ impl Listener {
         let life = worker.common.life.clone();
         let accepting = async {
             loop {
-                let (socket, peer) = accept(&self.socket).await;
+                let (socket, peer) = accept_as_is(&self.socket).await;
                 let arrival = self.arrival(&socket, canonical(peer), &worker.common);
                 if Arc::strong_count(&self.open) > self.max + 1 {
                     self.refuse(&worker, socket, &arrival);
@@ -117,13 +125,9 @@ impl Listener {
 
     fn arrival(&self, socket: &TcpStream, peer: SocketAddr, common: &Common) -> Arrival {
         let original = match &self.role {
-            Role::Captured | Role::Inbound => original_destination(socket),
+            Role::Captured | Role::Inbound => original_destination(socket, self.local),
             Role::HttpProxy | Role::Upstream(_) => None,
         };
-        // A peer on this machine does not vanish without its kernel's word.
-        if !peer.ip().is_loopback() {
-            keep_alive(socket);
-        }
         let to_itself = || original.is_none_or(|original| is_own(&self.own_listeners, original, Some(peer.ip())));
         Arrival {
             role: self.role.clone(),
@@ -135,7 +139,7 @@ impl Listener {
             since: Instant::now(),
             load: None,
             _open: self.open.clone(),
-            _counted: common.signals.accepted(self.role.name()),
+            _counted: self.counts.count(),
             _guard: common.life.connections().guard(),
         }
     }
@@ -184,11 +188,23 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// Sets the options that accepted sockets take over, which spares a system call for each of them on each.
+fn take_over(listening: &std::net::TcpListener, local: SocketAddr) -> io::Result<()> {
+    let socket = SockRef::from(listening);
+    socket.set_tcp_nodelay(true)?;
+    // Nobody but this machine reaches loopback, redirected or not, and its kernel tells of who vanishes.
+    if !canonical(local).ip().is_loopback() {
+        socket.set_tcp_keepalive(&KEEPALIVE)?;
+    }
+    Ok(())
+}
+
 /// Where a redirected connection was meant to go (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`); none if it was
-/// not redirected.
-fn original_destination(socket: &TcpStream) -> Option<SocketAddr> {
+/// not redirected. `listening`: the address of the socket that accepted it.
+fn original_destination(socket: &TcpStream, listening: SocketAddr) -> Option<SocketAddr> {
     let reference = SockRef::from(socket);
-    let local = canonical(socket.local_addr().ok()?);
+    let local = if listening.ip().is_unspecified() { socket.local_addr().ok()? } else { listening };
+    let local = canonical(local);
     #[cfg(target_os = "linux")]
     let original = if local.is_ipv4() { reference.original_dst_v4() } else { reference.original_dst_v6() };
     #[cfg(not(target_os = "linux"))]
@@ -208,14 +224,19 @@ mod tests {
     fn whoever_may_vanish_is_probed() {
         run(async {
             let proxy = TestMesh::new().proxy("web", calling(Vec::new()), &[]);
-            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let listener = Listener::new(Role::HttpProxy, socket, &proxy.worker.common).unwrap();
-            for (peer, probed) in [("127.0.0.1:1", false), ("10.0.0.1:1", true), ("[2001:db8::1]:1", true)] {
+            for (address, probed) in [("127.0.0.1:0", false), ("[::1]:0", false), ("0.0.0.0:0", true), ("[::]:0", true)]
+            {
+                let socket = std::net::TcpListener::bind(address).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let listener = Listener::new(Role::HttpProxy, socket, &proxy.worker.common).unwrap();
                 let _client = TcpStream::connect(listener.local).await.unwrap();
-                let (socket, _) = listener.socket.accept().await.unwrap();
-                listener.arrival(&socket, peer.parse().unwrap(), &proxy.worker.common);
-                assert_eq!(SockRef::from(&socket).keepalive().unwrap(), probed, "{peer}");
+                let (accepted, _) = accept_as_is(&listener.socket).await;
+                assert!(accepted.nodelay().unwrap(), "{address}");
+                let accepted = SockRef::from(&accepted);
+                assert_eq!(accepted.keepalive().unwrap(), probed, "{address}");
+                if probed {
+                    assert_eq!(accepted.tcp_keepalive_time().unwrap().as_secs(), 30, "{address}");
+                }
             }
         });
     }

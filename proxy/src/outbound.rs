@@ -16,18 +16,20 @@ use std::rc::Rc;
 
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
-pub(crate) use self::tunnel::{Tunnels, recheck};
+pub(crate) use self::{
+    destination::Names,
+    tunnel::{Tunnels, recheck},
+};
 use self::{
-    destination::{Destination, Spoken},
+    destination::{Destination, Name, Spoken},
     opaque::Tentative,
     request::{Arrived, Connection, Forward, Routed},
 };
 use crate::{
     body::Body,
     cluster::stack,
-    config::DialName,
     connect::Carried,
     exchange::{ConnectionRecord, Exchange},
     listener::{Arrival, Role},
@@ -44,10 +46,13 @@ pub(crate) async fn serve_connection(worker: Rc<Worker>, socket: TcpStream, arri
     let result = match &arrival.role {
         // Absolute-form requests and CONNECT mean proxying here, and nowhere else.
         Role::HttpProxy => serve_http(&worker, stream, Carried::Http1, None, &arrival).await,
-        Role::Upstream(name) => serve_destination(&worker, stream, name, &arrival, &mut record).await,
+        Role::Upstream(name) => {
+            let name = worker.names.upstream(name);
+            serve_destination(&worker, stream, name, &arrival, &mut record).await
+        }
         Role::Captured => {
-            let name = DialName::new(&arrival.local.ip().to_string(), arrival.local.port());
-            serve_destination(&worker, stream, &name, &arrival, &mut record).await
+            let name = worker.names.captured(arrival.local);
+            serve_destination(&worker, stream, name, &arrival, &mut record).await
         }
         Role::Inbound => Err(Error::new(ErrorKind::Internal, "an inbound connection on its way out")),
     };
@@ -60,26 +65,30 @@ pub(crate) async fn serve_connection(worker: Rc<Worker>, socket: TcpStream, arri
 async fn serve_destination(
     worker: &Rc<Worker>,
     mut stream: Stream,
-    name: &DialName,
+    name: Rc<Name>,
     arrival: &Rc<Arrival>,
     record: &mut ConnectionRecord,
 ) -> Result<(), Error> {
-    record.target(name.to_string());
+    record.target(name.text.clone());
     let destination = match arrival.refuse_loop() {
-        Ok(()) => destination::resolve(worker, name).await,
+        Ok(()) => name.resolve(worker, Instant::now()).await,
         Err(error) => Err(error),
     };
     // Also while the app says nothing for long: it must be known when it connects again.
-    let _in_use = worker.common.discovery.keep(name);
-    let learn = |found| worker.learned.outbound(name, destination::leads_to(&destination), found);
-    let (spoken, found) = destination::spoken(worker, &mut stream, name, destination.as_ref().ok()).await;
+    let _in_use = name.keep(&worker.common.discovery);
+    let destination = destination.as_deref();
+    let learn = |found| worker.learned.outbound(&name.name, destination::leads_to(destination), found);
+    let (spoken, found) = destination::spoken(worker, &mut stream, &name.name, destination.ok()).await;
     found.into_iter().for_each(learn);
-    let carried = match (spoken, &destination) {
+    let carried = match (spoken, destination) {
         (Spoken::Nothing, _) => return Ok(()),
         (Spoken::Http(carried), _) => carried,
-        (Spoken::Opaque, Ok(destination)) => return opaque::serve(worker, stream, name, destination, record).await,
+        (Spoken::Opaque, Ok(destination)) => {
+            return Box::pin(opaque::serve(worker, stream, &name.name, destination, record)).await;
+        }
         (Spoken::Silent, Ok(destination)) => {
-            match opaque::serve_silent(worker, stream, name, destination, learn, record).await? {
+            let serving = opaque::serve_silent(worker, stream, &name.name, destination, learn, record);
+            match Box::pin(serving).await? {
                 Tentative::Http(carried, spoke) => {
                     stream = spoke;
                     carried
@@ -93,7 +102,7 @@ async fn serve_destination(
             return Err(error.clone());
         }
     };
-    serve_http(worker, stream, carried, Some(name.clone()), arrival).await
+    serve_http(worker, stream, carried, Some(name), arrival).await
 }
 
 /// HTTP; without a name each request says where it goes.
@@ -101,7 +110,7 @@ async fn serve_http(
     worker: &Rc<Worker>,
     stream: Stream,
     carried: Carried,
-    name: Option<DialName>,
+    name: Option<Rc<Name>>,
     arrival: &Rc<Arrival>,
 ) -> Result<(), Error> {
     let (limits, ending) = (&worker.common.limits, Ending::outbound(&worker.common.life));
@@ -109,7 +118,7 @@ async fn serve_http(
     let handle = move |request| serve_request(connection.clone(), request);
     let ended = match carried {
         Carried::Http2 => Box::pin(serve::http2(stream, limits, ending, handle)).await,
-        Carried::Http1 | Carried::Tcp => Box::pin(serve::http1(stream, limits, ending, handle)).await,
+        Carried::Http1 | Carried::Tcp => serve::http1(stream, limits, ending, handle).await,
     };
     ended.map_or(Ok(()), Err)
 }

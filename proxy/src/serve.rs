@@ -6,11 +6,13 @@
 
 mod flow;
 mod front;
+mod park;
 pub(crate) mod reply;
 #[cfg(test)]
 mod tests;
 pub(crate) mod upgrade;
 mod watch;
+pub(crate) mod windows;
 
 use std::{convert::Infallible, future::Future, pin::Pin};
 
@@ -27,6 +29,7 @@ use tokio::{io::AsyncWriteExt, time::Duration};
 use self::{
     flow::Streams,
     watch::{Connection, Cut, Watch},
+    windows::Windows,
 };
 pub(crate) use self::{
     front::{Front, answer_here, authority, is_grpc, receive},
@@ -38,35 +41,6 @@ use crate::{
     outcome::{Error, ErrorKind},
     stream::Stream,
 };
-
-/// Flow control of HTTP/2, both ways and on both sides.
-pub(crate) mod windows {
-    use crate::connect::MAX_STREAMS;
-
-    /// Of a stream that a proxy opens: 25 MB/s at 10 ms.
-    pub(crate) const STREAM: u32 = 256 << 10;
-    /// What waits to be sent on a stream, at most.
-    pub(crate) const SEND_BUFFER: usize = 64 << 10;
-
-    /// Of a connection at most, as this is what somebody else may have us keep: that of the streams that a proxy opens.
-    const CONNECTION: u32 = STREAM * MAX_STREAMS as u32;
-
-    /// Of each of so many streams that others may open.
-    pub(crate) fn stream(streams: u32) -> u32 {
-        (CONNECTION / streams.max(1)).clamp(1, STREAM)
-    }
-
-    /// Of a connection: as large as all its streams' together, so that streams whose readers are slow never hold up the
-    /// others.
-    pub(crate) fn connection(streams: u32) -> u32 {
-        (stream(streams).saturating_mul(streams)).min(CONNECTION)
-    }
-
-    /// What waits to be sent on a stream of so many: no more than 8 MiB together, as long as each has one frame.
-    pub(crate) fn send_buffer(streams: u32) -> usize {
-        ((8 << 20) / streams.max(1) as usize).clamp(16 << 10, SEND_BUFFER)
-    }
-}
 
 /// hyper's own limit of headers in HTTP/1.1. Set, even to the same, it costs the copying of an array for each
 /// message.
@@ -109,31 +83,37 @@ where
     if limits.max_headers != HYPER_MAX_HEADERS {
         builder.max_headers(limits.max_headers);
     }
-    let mut connection = builder
-        .timer(TokioTimer::new())
+    builder
         // hyper's would run while no request has begun, too.
         .header_read_timeout(None)
         .max_header_size(limits.max_header_bytes as usize)
         .max_buf_size((8 << 10) + limits.max_header_bytes as usize)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let cut = watch.over(Pin::new(&mut connection), ending).await;
-    match &cut {
-        Some(Cut::HeaderTimeout(error)) => {
-            if let Some(parts) = connection.into_parts() {
-                // Nobody has answered it yet.
-                let _ = parts.io.into_inner().write_all(&reply::raw(error)).await;
+        .auto_date_header(false);
+    loop {
+        let connection = builder.serve_connection(TokioIo::new(stream), &service).with_upgrades();
+        let mut connection = Box::new(connection);
+        let cut = watch.over(Pin::new(&mut *connection), ending).await;
+        let parts = match cut {
+            None | Some(Cut::Idle | Cut::Gone | Cut::Broken(_)) => return cut.and_then(ended),
+            Some(Cut::HeaderTimeout(_) | Cut::Overdue | Cut::Parked) => connection.into_parts(),
+        };
+        let Some(parts) = parts else { return cut.and_then(ended) };
+        stream = parts.io.into_inner();
+        stream.put_back(parts.read_buf);
+        match &cut {
+            Some(Cut::Parked) => {
+                if !park::wait(&mut stream, watch.idle_until(), ending.come(false)).await {
+                    return None;
+                }
+                continue;
             }
+            Some(Cut::Overdue) => stream.reset(),
+            // Nobody has answered it yet.
+            Some(Cut::HeaderTimeout(error)) => _ = stream.write_all(&reply::raw(error)).await,
+            Some(Cut::Idle | Cut::Gone | Cut::Broken(_)) | None => {}
         }
-        Some(Cut::Overdue) => {
-            if let Some(parts) = connection.into_parts() {
-                parts.io.into_inner().reset();
-            }
-        }
-        Some(Cut::Idle | Cut::Gone | Cut::Broken(_)) | None => {}
+        return cut.and_then(ended);
     }
-    cut.and_then(ended)
 }
 
 /// Serves HTTP/2 until the connection ends.
@@ -148,12 +128,13 @@ where
 {
     let watch = Watch::new(limits, stream.watch(), true);
     let streams = Streams::new(limits.idle_timeout);
+    let windows = Windows::new(limits.max_streams, stream.away());
     let mut connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.max_streams)
-        .initial_stream_window_size(windows::stream(limits.max_streams))
-        .initial_connection_window_size(windows::connection(limits.max_streams))
-        .max_send_buf_size(windows::send_buffer(limits.max_streams))
+        .max_concurrent_streams(windows.streams)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
+        .max_send_buf_size(windows.send_buffer)
         // What h2 refuses is refused without a reason; so it takes more than is allowed, which `receive` refuses.
         .max_header_list_size(limits.max_header_bytes.saturating_add(TOLD_WHY))
         .max_pending_accept_reset_streams(limits.max_resets)
@@ -226,7 +207,7 @@ fn ended(cut: Cut) -> Ended {
     match cut {
         Cut::HeaderTimeout(error) => Some(error),
         // Of the second and third, its request tells.
-        Cut::Idle | Cut::Overdue | Cut::Gone => None,
+        Cut::Idle | Cut::Overdue | Cut::Gone | Cut::Parked => None,
         Cut::Broken(error) if error.is_parse_too_large() => Some(reply::too_large()),
         Cut::Broken(error) if error.is_parse() => Some(Error::new(ErrorKind::BadRequest, error.to_string())),
         // The caller went away, or sent what only HTTP/2 answers by itself.

@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Duration,
 };
 use tokio_rustls::TlsStream;
 
@@ -37,6 +38,8 @@ pub(crate) struct Stream {
     activity: Option<Activity>,
     /// What is written instead of what hyper writes.
     instead: Option<Instead>,
+    /// How long the other end took to answer.
+    away: Duration,
 }
 
 /// Other bytes in the place of these, or none.
@@ -70,6 +73,7 @@ struct Flags {
     busy: AtomicBool,
     whole: AtomicBool,
     half_closed: AtomicBool,
+    blocked: AtomicBool,
 }
 
 impl Activity {
@@ -101,6 +105,11 @@ impl Activity {
         self.0.half_closed.load(Ordering::Relaxed)
     }
 
+    /// Whether something waits to be written.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.0.blocked.load(Ordering::Relaxed)
+    }
+
     fn holds_back_end(&self) -> bool {
         let holds_back = self.is_busy() && self.0.whole.load(Ordering::Relaxed);
         if holds_back {
@@ -112,7 +121,19 @@ impl Activity {
 
 impl Stream {
     fn new(kind: Kind) -> Self {
-        Self { prefix: Bytes::new(), kind, activity: None, instead: None }
+        Self { prefix: Bytes::new(), kind, activity: None, instead: None, away: Duration::ZERO }
+    }
+
+    /// With how long the other end took to answer: a round trip, and some computing.
+    #[must_use]
+    pub(crate) fn with_away(mut self, away: Duration) -> Self {
+        self.away = away;
+        self
+    }
+
+    /// How far away the other end is (a round trip); zero where that is not known.
+    pub(crate) fn away(&self) -> Duration {
+        self.away
     }
 
     /// Puts bytes back in front.
@@ -158,12 +179,24 @@ impl Stream {
     fn poll_unwritten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(Instead { unwritten, .. }) = &mut self.instead else { return Poll::Ready(Ok(())) };
         while !unwritten.is_empty() {
-            match ready!(self.kind.poll_write(cx, unwritten))? {
+            let written = self.kind.poll_write(cx, unwritten);
+            if let Some(activity) = &self.activity {
+                activity.0.blocked.store(written.is_pending(), Ordering::Relaxed);
+            }
+            match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => unwritten.advance(written),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Notes whether a write has to wait.
+    fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
+        if let Some(activity) = &self.activity {
+            activity.0.blocked.store(written.is_pending(), Ordering::Relaxed);
+        }
+        written
     }
 
     /// Whether these bytes were taken, to write others instead.
@@ -200,7 +233,7 @@ impl Stream {
             Kind::Memory(_) => return,
         };
         // It fails only for a socket that is dead already.
-        let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -285,18 +318,20 @@ impl AsyncWrite for Stream {
                 return Poll::Ready(Ok(bytes.len()));
             }
         }
-        this.kind.poll_write(cx, bytes)
+        let written = this.kind.poll_write(cx, bytes);
+        this.noted(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_unwritten(cx))?;
-        match &mut self.kind {
+        let flushed = match &mut self.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
             Kind::Http2(stream) => Pin::new(&mut **stream).poll_flush(cx),
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_flush(cx),
-        }
+        };
+        self.noted(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -325,13 +360,14 @@ impl AsyncWrite for Stream {
                 return Poll::Ready(Ok(bytes.len()));
             }
         }
-        match &mut this.kind {
+        let written = match &mut this.kind {
             Kind::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
             Kind::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, slices),
             Kind::Http2(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, slices),
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_write_vectored(cx, slices),
-        }
+        };
+        this.noted(written)
     }
 
     fn is_write_vectored(&self) -> bool {

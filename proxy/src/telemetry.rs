@@ -22,7 +22,7 @@ use prometheus::Registry;
 
 #[cfg(test)]
 pub(crate) use self::access_log::line as log_line;
-pub use self::metrics::{Open, Signals};
+pub use self::metrics::{Accepted, Open, Signals};
 use self::{
     metrics::{Cells, Metrics},
     queue::{Hub, Queue, Shard},

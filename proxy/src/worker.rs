@@ -90,6 +90,8 @@ pub(crate) struct Worker {
     pub(crate) inbound: inbound::Connections,
     /// For when policy changes, or what is behind a name.
     pub(crate) tunnels: outbound::Tunnels,
+    /// What connections of the app were made for.
+    pub(crate) names: outbound::Names,
     /// Connections to the app, by its address; it has few.
     apps: RefCell<Vec<(SocketAddr, Rc<Pool>)>>,
 }
@@ -179,6 +181,7 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.clusters.sweep();
+        worker.names.sweep(&worker.common.discovery);
         worker.inbound.tell_ended("inbound");
         worker.tunnels.tell_ended("outbound");
         let mut apps = worker.apps.borrow_mut();
@@ -218,6 +221,7 @@ impl Worker {
             learned: common.learned.shard(),
             inbound: inbound::Connections::default(),
             tunnels: outbound::Tunnels::default(),
+            names: outbound::Names::default(),
             apps: RefCell::default(),
             common,
         }

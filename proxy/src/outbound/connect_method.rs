@@ -6,7 +6,11 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use tokio::task::spawn_local;
 
-use super::{destination, request::Connection, serve_destination};
+use super::{
+    destination::{self, Name},
+    request::Connection,
+    serve_destination,
+};
 use crate::{
     body::Body,
     config::DialName,
@@ -34,7 +38,7 @@ pub(super) async fn serve(connection: &Rc<Connection>, mut request: Request<Inco
     spawn_local(async move {
         let Ok(stream) = upgraded.await.map(upgrade::stream) else { return };
         let Connection { worker, arrival, .. } = &*connection;
-        let serving = Box::pin(serve_destination(worker, stream, &name, arrival, &mut record));
+        let serving = Box::pin(serve_destination(worker, stream, Name::new(name), arrival, &mut record));
         if let Err(error) = serving.await {
             record.fail(error);
         }

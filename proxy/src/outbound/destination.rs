@@ -1,6 +1,12 @@
 //! What a connection is meant for, and what it speaks.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
 
 use tokio::time::{Duration, Instant};
 
@@ -9,7 +15,7 @@ use crate::{
     config::DialName,
     connect::Carried,
     detect::{self, Detected},
-    discovery::{Mark, Resolved},
+    discovery::{Discovery, InUse, Mark, Resolved},
     learned::{Because, Found, LeadsTo, Speaks},
     outcome::{Error, ErrorKind},
     snapshot::{ClusterName, Protocol, Service, ServicePort},
@@ -44,31 +50,93 @@ pub(super) async fn resolve(worker: &Worker, name: &DialName) -> Result<Destinat
     })
 }
 
-/// What the name of a connection leads to, asked anew when what is known of the mesh has changed.
-#[derive(Default)]
-pub(super) struct Kept(RefCell<Option<(u64, Rc<Destination>, Mark)>>);
+/// A name that connections are made for, and what it leads to: asked anew when what is known of the mesh has changed.
+pub(super) struct Name {
+    pub(super) name: DialName,
+    /// As it is shown.
+    pub(super) text: Arc<str>,
+    kept: RefCell<Option<(u64, Rc<Destination>, Mark)>>,
+}
 
-impl Kept {
+impl Name {
+    pub(super) fn new(name: DialName) -> Rc<Self> {
+        let text = name.to_string().into();
+        Rc::new(Self { name, text, kept: RefCell::default() })
+    }
+
     /// As [`resolve`].
-    pub(super) async fn resolve(
-        &self,
-        worker: &Worker,
-        name: &DialName,
-        now: Instant,
-    ) -> Result<Rc<Destination>, Error> {
+    pub(super) async fn resolve(&self, worker: &Worker, now: Instant) -> Result<Rc<Destination>, Error> {
         let discovery = &worker.common.discovery;
         // Before the question: what changes meanwhile is asked for the next time.
         let version = discovery.version();
-        if let Some((of, destination, mark)) = &*self.0.borrow()
+        if let Some((of, destination, mark)) = &*self.kept.borrow()
             && *of == version
         {
             discovery.used(mark, now);
             return Ok(destination.clone());
         }
-        let destination = Rc::new(resolve(worker, name).await?);
-        *self.0.borrow_mut() = discovery.marker(name).map(|mark| (version, destination.clone(), mark));
+        let destination = Rc::new(resolve(worker, &self.name).await?);
+        *self.kept.borrow_mut() = discovery.marker(&self.name).map(|mark| (version, destination.clone(), mark));
         Ok(destination)
     }
+
+    /// Keeps it from being forgotten; to be asked once it was resolved.
+    pub(super) fn keep(&self, discovery: &Discovery) -> Option<InUse> {
+        match &*self.kept.borrow() {
+            Some((version, _, mark)) if *version == discovery.version() => Some(discovery.keep_marked(mark)),
+            Some(_) | None => discovery.keep(&self.name),
+        }
+    }
+}
+
+/// Names that a worker remembers at most, of each kind.
+const MOST: usize = 1024;
+
+/// The names that connections of the app were made for lately: the next connection need not look them up again.
+#[derive(Default)]
+pub(crate) struct Names {
+    captured: RefCell<HashMap<SocketAddr, Rc<Name>>>,
+    upstream: RefCell<HashMap<Arc<DialName>, Rc<Name>>>,
+    /// Of what is known of the mesh, when last looked.
+    version: Cell<u64>,
+}
+
+impl Names {
+    /// An address that the app dialled.
+    pub(super) fn captured(&self, address: SocketAddr) -> Rc<Name> {
+        let name = || Name::new(DialName::new(&address.ip().to_string(), address.port()));
+        remembered(&mut self.captured.borrow_mut(), &address, name)
+    }
+
+    /// What an upstream port leads to.
+    pub(super) fn upstream(&self, name: &Arc<DialName>) -> Rc<Name> {
+        remembered(&mut self.upstream.borrow_mut(), name, || Name::new(DialName::clone(name)))
+    }
+
+    /// Forgets all, when they would be looked up anew anyway.
+    pub(crate) fn sweep(&self, discovery: &Discovery) {
+        let version = discovery.version();
+        if self.version.replace(version) != version {
+            self.captured.take();
+            self.upstream.take();
+        }
+    }
+}
+
+fn remembered<K: Clone + Eq + std::hash::Hash>(
+    all: &mut HashMap<K, Rc<Name>>,
+    key: &K,
+    name: impl FnOnce() -> Rc<Name>,
+) -> Rc<Name> {
+    if let Some(name) = all.get(key) {
+        return name.clone();
+    }
+    if all.len() >= MOST {
+        all.clear();
+    }
+    let name = name();
+    all.insert(key.clone(), name.clone());
+    name
 }
 
 /// What a connection speaks, and how that is known where it is: as declared, else as its first bytes say.
@@ -107,7 +175,7 @@ pub(super) async fn spoken(
 }
 
 /// For what is learnt of a name.
-pub(super) fn leads_to(destination: &Result<Destination, Error>) -> LeadsTo {
+pub(super) fn leads_to(destination: Result<&Destination, &Error>) -> LeadsTo {
     match destination {
         Ok(Destination::Service { service, port, instance }) => {
             LeadsTo::Service { service: service.name.clone(), port: *port, instance: *instance }

@@ -12,7 +12,7 @@ use tokio::time::Duration;
 
 use super::{
     Destination,
-    destination::{self, Kept},
+    destination::{self, Name},
     tunnel::Tunnel,
 };
 use crate::{
@@ -39,9 +39,7 @@ pub(super) struct Connection {
     pub(super) worker: Rc<Worker>,
     pub(super) arrival: Rc<Arrival>,
     /// Where it leads; `None` on an explicit proxy port, where each request says.
-    pub(super) name: Option<DialName>,
-    /// What that name leads to.
-    kept: Kept,
+    pub(super) name: Option<Rc<Name>>,
     /// What this proxy says of itself.
     via: Option<HeaderValue>,
 }
@@ -83,10 +81,10 @@ pub(super) struct Rest {
 
 impl Connection {
     /// Without a name each request says where it goes.
-    pub(super) fn new(worker: &Rc<Worker>, arrival: &Rc<Arrival>, name: Option<DialName>, carried: Carried) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>, arrival: &Rc<Arrival>, name: Option<Rc<Name>>, carried: Carried) -> Self {
         let version = if carried == Carried::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
         let via = headers::via(version, &worker.common.instance);
-        Self { worker: worker.clone(), arrival: arrival.clone(), name, kept: Kept::default(), via }
+        Self { worker: worker.clone(), arrival: arrival.clone(), name, via }
     }
 
     /// A request begins.
@@ -105,7 +103,7 @@ impl Connection {
     /// Where a request is meant to go.
     pub(super) fn destination(&self, parts: &Parts) -> Result<Cow<'_, DialName>, Error> {
         if let Some(name) = &self.name {
-            return Ok(Cow::Borrowed(name));
+            return Ok(Cow::Borrowed(&name.name));
         }
         let not_proxied = |why: &str| Error::new(ErrorKind::NotProxyRequest, why.to_owned());
         let authority = parts
@@ -125,7 +123,7 @@ impl Connection {
     /// What that leads to.
     pub(super) async fn resolve(&self, name: &DialName, exchange: &Exchange) -> Result<Rc<Destination>, Error> {
         match &self.name {
-            Some(name) => self.kept.resolve(&self.worker, name, exchange.started()).await,
+            Some(name) => name.resolve(&self.worker, exchange.started()).await,
             None => destination::resolve(&self.worker, name).await.map(Rc::new),
         }
     }
@@ -202,7 +200,7 @@ impl Connection {
             method: &parts.method,
             headers: &parts.headers,
         };
-        let listener_port = self.name.as_ref().map_or(80, |name| name.port);
+        let listener_port = self.name.as_ref().map_or(80, |name| name.name.port);
         route::choose(port, &request, "http", listener_port, &mut *self.worker.rng.borrow_mut())
     }
 }

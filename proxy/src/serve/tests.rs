@@ -115,6 +115,79 @@ fn an_idle_connection_ends() {
     });
 }
 
+fn parked() -> u32 {
+    super::park::PARKED.get()
+}
+
+#[test]
+fn an_idle_connection_is_held_without_buffers_and_goes_on() {
+    paused(async {
+        let mut served = serve();
+        let before = parked();
+        for pause in [1, 60, 1, 300] {
+            served.client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbo").await.unwrap();
+            sleep(Duration::from_secs(5)).await;
+            served.client.write_all(b"dy").await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"body") {
+                served.client.read_buf(&mut answer).await.unwrap();
+            }
+            sleep(Duration::from_secs(pause)).await;
+        }
+        assert_eq!(parked() - before, 2, "not with a request under way, nor for a moment");
+        // What comes in pieces, and more than is read at once.
+        let long = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\nconnection: close\r\n\r\n", "y".repeat(5000));
+        for piece in long.as_bytes().chunks(1700) {
+            served.client.write_all(piece).await.unwrap();
+            sleep(Duration::from_secs(3)).await;
+        }
+        let answer = all(served.client).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert_eq!((served.requests.get(), parked() - before), (5, 2));
+        assert!(served.ended.await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn what_is_not_read_yet_is_not_lost_when_the_connection_is_idle() {
+    paused(async {
+        let served = serve();
+        let before = parked();
+        let body = "x".repeat(200_000);
+        let (mut read, mut write) = tokio::io::split(served.client);
+        let request = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        write.write_all(request.as_bytes()).await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+        let mut answer = vec![0; 100_000];
+        read.read_exact(&mut answer).await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+        while !answer.ends_with(b"xxxx") || answer.len() < body.len() + 20 {
+            read.read_buf(&mut answer).await.unwrap();
+        }
+        assert_eq!(answer.iter().filter(|byte| **byte == b'x').count(), body.len());
+        sleep(Duration::from_secs(6)).await;
+        assert_eq!(parked() - before, 1, "only once all is written");
+        drop((read, write));
+        assert!(served.ended.await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn the_end_comes_to_connections_held_without_buffers_too() {
+    paused(async {
+        let served = serve();
+        sleep(Duration::from_secs(60)).await;
+        let began = Instant::now();
+        served.stages.advance(Stage::Closing);
+        assert_eq!(all(served.client).await, "");
+        assert_eq!(began.elapsed().as_secs(), 1);
+        let served = serve();
+        sleep(Duration::from_secs(60)).await;
+        drop(served.client);
+        assert!(served.ended.await.unwrap().is_none());
+    });
+}
+
 #[test]
 fn the_end_lets_what_has_begun_finish() {
     paused(async {
@@ -262,18 +335,4 @@ fn a_caller_that_has_ended_and_reads_slowly_gets_all() {
         assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), 32 << 10);
         assert!(ended.await.unwrap().is_none());
     });
-}
-
-#[test]
-fn what_a_connection_may_keep_is_bounded() {
-    for streams in [1, 10, 100, 200, 1000, 100_000] {
-        let (stream, connection) = (super::windows::stream(streams), super::windows::connection(streams));
-        assert!((1..=25 << 20).contains(&connection));
-        assert!(
-            (1..=256 << 10).contains(&stream) && stream * streams <= connection,
-            "one that is slow stalls no other"
-        );
-        let sent = super::windows::send_buffer(streams);
-        assert!((16 << 10..=64 << 10).contains(&sent) && (streams > 512 || sent * streams as usize <= 12 << 20));
-    }
 }

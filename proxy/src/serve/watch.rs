@@ -10,7 +10,10 @@ use std::{
 
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until};
 
-use super::flow::{Flow, HalfClosed, Overdue};
+use super::{
+    flow::{Flow, HalfClosed, Overdue},
+    park,
+};
 use crate::{
     config::Limits,
     lifecycle::{Lifecycle, Stage},
@@ -52,7 +55,7 @@ impl<'a> Ending<'a> {
 
     /// When to tell hyper. HTTP/1.1 has no way to say "no more" but to close, which may cross a
     /// request on its way; HTTP/2 has.
-    async fn come(self, multiplexed: bool) {
+    pub(super) async fn come(self, multiplexed: bool) {
         if multiplexed {
             self.life.reached(self.last).await;
         } else {
@@ -73,6 +76,8 @@ pub(super) enum Cut {
     Overdue,
     /// The caller has ended, and nothing more came that it could have waited for.
     Gone,
+    /// It is idle, and may as well be held without hyper.
+    Parked,
     /// hyper gave up.
     Broken(hyper::Error),
 }
@@ -211,7 +216,8 @@ impl Watch {
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
-                let Some(until) = self.until(phase) else {
+                let parks = self.may_park() && !has_ended;
+                let Some(until) = self.until(phase, parks) else {
                     if overdue.poll(&self.state.flow, cx).is_ready() {
                         return Poll::Ready(Some(Cut::Overdue));
                     }
@@ -228,6 +234,9 @@ impl Watch {
                 match phase {
                     Phase::Busy => return Poll::Pending,
                     Phase::Head(_) => return Poll::Ready(Some(self.header_timeout())),
+                    Phase::Idle if parks && self.idle_until() > Instant::now() => {
+                        return Poll::Ready(Some(Cut::Parked));
+                    }
                     Phase::Idle => {
                         phase = Phase::Leaving(Instant::now() + FAREWELL);
                         connection.as_mut().graceful_shutdown();
@@ -253,11 +262,23 @@ impl Watch {
         }
     }
 
-    fn until(&self, phase: Phase) -> Option<Instant> {
+    /// Whether nothing is lost if hyper is asked for the connection back, once it is idle: all that it had to say is
+    /// written.
+    fn may_park(&self) -> bool {
+        !self.multiplexed && !self.state.activity.is_blocked()
+    }
+
+    /// When it has been idle for too long.
+    pub(super) fn idle_until(&self) -> Instant {
+        self.state.idle_since.get() + self.idle_timeout
+    }
+
+    fn until(&self, phase: Phase, parks: bool) -> Option<Instant> {
         match phase {
             Phase::Busy => None,
             Phase::Head(since) => Some(since + self.header_timeout),
-            Phase::Idle => Some(self.state.idle_since.get() + self.idle_timeout),
+            Phase::Idle if parks => Some(self.idle_until().min(self.state.idle_since.get() + park::AFTER)),
+            Phase::Idle => Some(self.idle_until()),
             Phase::Leaving(until) => Some(until),
         }
     }

@@ -17,7 +17,7 @@ use http::{Method, StatusCode};
 use prometheus::{Encoder, IntCounter, IntGauge, Opts, Registry, TextEncoder, core::Collector};
 
 use self::sharded::{Cell, Collected, Counter, Durations, Family, Local};
-pub use self::signals::{Open, Signals};
+pub use self::signals::{Accepted, Open, Signals};
 use super::trace::Counts;
 use crate::{
     cluster::retry::Refusal,

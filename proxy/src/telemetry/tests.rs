@@ -110,8 +110,8 @@ async fn a_full_queue_drops_and_counts() {
 async fn connections_and_handshakes_are_counted() {
     let telemetry = telemetry();
     let signals = telemetry.signals();
-    let open = [signals.accepted("inbound"), signals.accepted("inbound")];
-    drop(signals.accepted("http-proxy"));
+    let open = [signals.accepted("inbound").count(), signals.accepted("inbound").count()];
+    drop(signals.accepted("http-proxy").count());
     signals.accepted_handshake(None, Duration::from_millis(3));
     signals.accepted_handshake(Some(ErrorKind::TlsFailed), Duration::from_millis(3));
     let metrics = telemetry.render(None).1;

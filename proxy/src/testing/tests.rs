@@ -3,6 +3,7 @@
 mod allocations;
 mod cut;
 mod drain;
+mod far;
 mod http;
 mod instance;
 mod opaque;

@@ -23,7 +23,7 @@ use crate::{
     body::Body,
     connect::{Carried, Connected, connect, failure},
     outcome::{Error, ErrorKind},
-    serve::windows,
+    serve::windows::Windows,
     stream,
 };
 
@@ -38,8 +38,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Http2 {
     pub(super) sender: http2::SendRequest<Body>,
     streams: Cell<usize>,
-    /// To an app, which says how many streams it takes.
-    app: Option<Rc<Driven>>,
+    /// So many may be open, if the other end takes as many.
+    most: usize,
+    driven: Rc<Driven>,
+    meshed: bool,
     pub(super) facts: Facts,
 }
 
@@ -120,9 +122,11 @@ impl Pool {
         };
         let Connected { stream, peer, expires, epoch, .. } =
             connect(&self.identity, &self.target, Carried::Http2, dial.timeout).await?;
-        let (sender, app) = self.handshake(stream, dial).await?;
+        let windows = Windows::dialled(stream.away());
+        let (sender, driven) = self.handshake(stream, &windows, dial).await?;
         let facts = Facts::new(peer, epoch, expires, slot);
-        let made = Rc::new(Http2 { sender, streams: Cell::new(0), app, facts });
+        let (most, meshed) = (windows.streams as usize, self.target.mesh.is_some());
+        let made = Rc::new(Http2 { sender, streams: Cell::new(0), most, driven, meshed, facts });
         if !self.retired.get() {
             self.shared.borrow_mut().push(made.clone());
         }
@@ -133,15 +137,16 @@ impl Pool {
     async fn handshake(
         &self,
         stream: stream::Stream,
+        windows: &Windows,
         dial: &Dial,
-    ) -> Result<(http2::SendRequest<Body>, Option<Rc<Driven>>), Error> {
+    ) -> Result<(http2::SendRequest<Body>, Rc<Driven>), Error> {
         let executor = Executor::default();
         let mut builder = http2::Builder::new(executor.clone());
         builder
             .timer(TokioTimer::new())
-            .initial_stream_window_size(windows::STREAM)
-            .initial_connection_window_size(windows::connection(MAX_STREAMS as u32))
-            .max_send_buf_size(windows::SEND_BUFFER)
+            .initial_stream_window_size(windows.stream)
+            .initial_connection_window_size(windows.connection)
+            .max_send_buf_size(windows.send_buffer)
             .max_header_list_size(dial.max_header_bytes);
         let meshed = self.target.mesh.is_some();
         if meshed {
@@ -164,7 +169,7 @@ impl Pool {
         });
         // A peer proxy takes enough: the first request need not wait to hear it.
         if meshed {
-            return Ok((sender, None));
+            return Ok((sender, connection));
         }
         let offered = async {
             loop {
@@ -181,7 +186,7 @@ impl Pool {
         })?;
         match connection.failure.take() {
             Some(error) => Err(failure::unsent(&error, &self.who)),
-            None => Ok((sender, Some(connection))),
+            None => Ok((sender, connection)),
         }
     }
 }
@@ -225,8 +230,8 @@ impl Http2 {
 
     fn has_room(&self) -> bool {
         // Of one that is gone the request is given back, and another is made.
-        let offered = self.app.as_ref().and_then(|app| app.offered_streams()).unwrap_or(MAX_STREAMS);
-        self.streams.get() < offered.min(MAX_STREAMS) || self.sender.is_closed()
+        let offered = self.driven.offered_streams().unwrap_or(self.most);
+        self.streams.get() < offered.min(self.most) || self.sender.is_closed()
     }
 }
 
@@ -242,9 +247,8 @@ impl Stream {
 
     /// Whether it may be made a tunnel (RFC 8441). Peer proxies allow it, and ask their apps.
     pub(super) fn takes_extended_connect(&self) -> bool {
-        self.0.app.as_ref().is_none_or(|app| {
-            app.connection.borrow().as_ref().is_some_and(Connection::is_extended_connect_protocol_enabled)
-        })
+        let connection = self.0.driven.connection.borrow();
+        self.0.meshed || connection.as_ref().is_some_and(Connection::is_extended_connect_protocol_enabled)
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector,
+};
 
 use super::{direction, sharded::BOUNDS};
 use crate::outcome::{Direction, ErrorKind};
@@ -15,6 +17,13 @@ pub struct Signals {
     accepted: IntCounterVec,
     handshakes: IntCounterVec,
     handshake_seconds: HistogramVec,
+}
+
+/// The numbers of one listener.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    open: IntGauge,
+    accepted: IntCounter,
 }
 
 /// A connection that is open, until dropped.
@@ -52,12 +61,10 @@ impl Default for Signals {
 }
 
 impl Signals {
-    /// A connection was accepted.
-    pub fn accepted(&self, listener: &str) -> Open {
-        self.accepted.with_label_values(&[listener]).inc();
-        let open = self.open.with_label_values(&[listener]);
-        open.inc();
-        Open(open)
+    /// For the connections of one listener.
+    pub fn accepted(&self, listener: &str) -> Accepted {
+        let labels = &[listener];
+        Accepted { open: self.open.with_label_values(labels), accepted: self.accepted.with_label_values(labels) }
     }
 
     /// A handshake of a caller is over.
@@ -79,6 +86,15 @@ impl Signals {
             Box::new(self.handshakes.clone()),
             Box::new(self.handshake_seconds.clone()),
         ]
+    }
+}
+
+impl Accepted {
+    /// A connection was accepted.
+    pub fn count(&self) -> Open {
+        self.accepted.inc();
+        self.open.inc();
+        Open(self.open.clone())
     }
 }
 
