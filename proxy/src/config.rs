@@ -17,6 +17,7 @@ use crate::snapshot::ServiceName;
 
 pub mod error;
 pub mod file;
+mod join;
 mod meaning;
 mod read;
 #[cfg(test)]
@@ -77,7 +78,7 @@ pub struct ServedPort {
     pub app: SocketAddr,
 }
 
-/// The content of a join file.
+/// The way to an identity: the content of a join file, or what Kubernetes gives each pod.
 #[derive(Clone)]
 pub struct Join {
     /// `host:port` of the control plane's mesh port.
@@ -86,8 +87,18 @@ pub struct Join {
     pub identity: SpiffeId,
     /// Roots under which the control plane must prove its reserved identity, until it names others.
     pub trust_anchors: TrustBundle,
-    /// Proves the identity once; `None`: only a stored certificate can.
-    pub token: Option<Secret>,
+    /// Proves the identity when there is no certificate to renew; `None`: only a stored certificate can.
+    pub proof: Option<Proof>,
+}
+
+/// What proves an identity without a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The token of a join file.
+    JoinToken(Secret),
+    /// File of a service-account token that Kubernetes projects into the pod. It is replaced from time to time, so it
+    /// is read whenever it is used.
+    ServiceAccountToken(PathBuf),
 }
 
 /// Text that no log, dump or debug output shows.
@@ -298,7 +309,7 @@ impl fmt::Debug for Join {
         f.debug_struct("Join")
             .field("control_plane", &self.control_plane)
             .field("identity", &self.identity)
-            .field("token", &self.token)
+            .field("proof", &self.proof)
             .finish_non_exhaustive()
     }
 }

@@ -207,11 +207,11 @@ fn probe(health: &Health, telemetry: &Telemetry, request: &Request<Incoming>) ->
 
 fn renewal(shared: &Shared, control_plane: &ControlPlane, report: watch::Sender<Report>) -> Renewal<Issuer> {
     let join = shared.config.join.clone();
-    let (token, anchors) = (join.token.clone(), join.trust_anchors.clone());
+    let (proof, anchors) = (join.proof.clone(), join.trust_anchors.clone());
     Renewal {
         issuer: Issuer { control_plane: control_plane.clone(), identity: shared.identity.clone(), join, asked: None },
         identity: shared.identity.clone(),
-        token,
+        proof,
         anchors,
         state: shared.state.clone(),
         clock: Arc::clone(&shared.clock),

@@ -39,6 +39,18 @@ pub struct Flags {
     /// Join file, made by `heddle token create`.
     #[arg(long, value_name = "FILE", env = "HEDDLE_PROXY_JOIN")]
     pub join: Option<String>,
+    /// In Kubernetes, instead of a join file: HOST:PORT of the control plane's mesh port.
+    #[arg(long, value_name = "HOST:PORT", env = "HEDDLE_PROXY_CONTROL_PLANE")]
+    pub control_plane: Option<String>,
+    /// And the token that is projected into the pod with audience heddle.dev.
+    #[arg(long, value_name = "FILE", env = "HEDDLE_PROXY_SERVICE_ACCOUNT_TOKEN")]
+    pub service_account_token: Option<String>,
+    /// And the mesh's trust domain [default: heddle.local].
+    #[arg(long, value_name = "NAME", env = "HEDDLE_TRUST_DOMAIN")]
+    pub trust_domain: Option<String>,
+    /// And the mesh's roots, PEM.
+    #[arg(long, value_name = "PEM", env = "HEDDLE_TRUST_ROOTS", hide_env_values = true)]
+    pub trust_roots: Option<String>,
     /// Folder for key, certificate and last good configuration.
     #[arg(long, value_name = "DIR", env = "HEDDLE_PROXY_STATE_DIR")]
     pub state_dir: Option<String>,
@@ -159,6 +171,10 @@ fn lay_over(flags: &Flags, tree: &mut Value, typed: &mut BTreeMap<String, String
     let singles = [
         ("workload", "--workload", &flags.workload),
         ("join", "--join", &flags.join),
+        ("kubernetes.controlPlane", "--control-plane", &flags.control_plane),
+        ("kubernetes.serviceAccountToken", "--service-account-token", &flags.service_account_token),
+        ("kubernetes.trustDomain", "--trust-domain", &flags.trust_domain),
+        ("kubernetes.trustRoots", "--trust-roots", &flags.trust_roots),
         ("stateDir", "--state-dir", &flags.state_dir),
         ("inbound.listen", "--inbound", &flags.inbound),
         ("inbound.advertise", "--advertise", &flags.advertise),

@@ -4,18 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
-    path::Path,
     str::FromStr,
     time::Duration,
 };
 
-use heddle_certs::{SpiffeId, TrustBundle, TrustDomain};
 use serde_json::Value;
 
 use super::{
-    Advertise, Config, DialName, DiscoverySettings, Drain, Inbound, Join, Limits, Log, OtlpProtocol, Outbound, Secret,
-    ServedPort, ServedService, Tracing, Upstream,
-    file::read_text,
+    Advertise, Config, DialName, DiscoverySettings, Drain, Inbound, Limits, Log, OtlpProtocol, Outbound, ServedPort,
+    ServedService, Tracing, Upstream, join,
     read::{Faults, Section},
 };
 use crate::snapshot::ServiceName;
@@ -26,14 +23,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let state_dir = top.parse_with("stateDir", |dir| {
         if dir.is_empty() { Err("write the path of a folder".to_owned()) } else { Ok(dir.into()) }
     });
-    let join = top.require("join", |file| {
-        if file.is_empty() {
-            Err("write the path of a join file; `heddle token create` makes one".to_owned())
-        } else {
-            Ok(file.to_owned())
-        }
-    });
-    let join = join.and_then(|file| self::join(Path::new(&file), faults));
+    let join = join::join(&mut top, faults);
     let own_namespace = join.as_ref().and_then(|join| join.identity.as_workload().map(|(ns, _)| ns.to_owned()));
     let services =
         top.sections("services").into_iter().filter_map(|at| service(at, own_namespace.as_deref())).collect();
@@ -234,7 +224,7 @@ fn service(mut at: Section, own_namespace: Option<&str>) -> Option<ServedService
     Some(ServedService { name: ServiceName { namespace: namespace?.into(), name: name?.into() }, ports })
 }
 
-fn parse_port(text: &str) -> Result<u16, String> {
+pub(super) fn parse_port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "write a port from 1 to 65535".to_owned())
 }
 
@@ -416,58 +406,4 @@ fn log(mut at: Section) -> Log {
     });
     at.finish();
     Log { filter: filter.unwrap_or_else(|| "info".to_owned()), json: json.unwrap_or(false) }
-}
-
-/// Reads a join file.
-fn join(file: &Path, faults: &Faults) -> Option<Join> {
-    let tree = read_text(file).and_then(|text| {
-        serde_json::from_str::<Value>(&text).map_err(|error| format!("{} is no JSON: {error}", file.display()))
-    });
-    let tree = match tree {
-        Ok(tree) => tree,
-        Err(message) => {
-            faults.add("join", message);
-            return None;
-        }
-    };
-    let mut at = Section::new(format!("join {}", file.display()), tree, faults);
-    // The whole answer of `POST /v1/join-tokens` may be kept as the file; these say nothing to a proxy.
-    at.ignore(&["id", "namespace", "serviceAccount", "uses", "used", "created", "expires"]);
-    let control_plane = at.require("controlPlane", |text| {
-        let right = || "write HOST:PORT of the control plane".to_owned();
-        let (host, port) = text.rsplit_once(':').ok_or_else(right)?;
-        parse_port(port).map_err(|_| right())?;
-        if host.is_empty() || text.parse::<http::uri::Authority>().is_err() {
-            Err(right())
-        } else {
-            Ok(text.to_owned())
-        }
-    });
-    let trust_domain = at.require("trustDomain", |text| TrustDomain::from_str(text).map_err(|error| error.to_string()));
-    let identity = at.require("identity", |text| {
-        let identity = SpiffeId::from_str(text).map_err(|error| error.to_string())?;
-        let right = "write spiffe://<trust domain>/ns/<namespace>/sa/<service account>";
-        if identity.as_workload().is_none() { Err(right.to_owned()) } else { Ok(identity) }
-    });
-    if let (Some(trust_domain), Some(identity)) = (&trust_domain, &identity)
-        && identity.trust_domain() != trust_domain
-    {
-        at.fault("identity", format_args!("{identity} is not of the trust domain {trust_domain}"));
-    }
-    let trust_anchors = at.require("trustAnchors", |pem| Ok(pem.to_owned()));
-    let token = at.parse_with("token", |token| {
-        if token.is_empty() { Err("write the token".to_owned()) } else { Ok(Secret(token.to_owned())) }
-    });
-    let trust_anchors = match (&trust_domain, trust_anchors) {
-        (Some(trust_domain), Some(pem)) => match TrustBundle::from_pem(trust_domain.clone(), 0, pem.as_bytes()) {
-            Ok(bundle) => Some(bundle),
-            Err(error) => {
-                at.fault("trustAnchors", format_args!("are not right: {error}"));
-                None
-            }
-        },
-        _ => None,
-    };
-    at.finish();
-    Some(Join { control_plane: control_plane?, identity: identity?, trust_anchors: trust_anchors?, token })
 }

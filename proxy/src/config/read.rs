@@ -118,6 +118,11 @@ impl Section {
         texts
     }
 
+    /// Whether anything is written there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.unread.get(key).is_some_and(|value| !value.is_null())
+    }
+
     /// Whether the key is there and switched off: `null`, `false` or `off`.
     pub(super) fn is_off(&self, key: &str) -> bool {
         match self.unread.get(key) {

@@ -1,5 +1,6 @@
 use std::fs;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::Parser;
 use heddle_certs::Authority;
 use serde_json::json;
@@ -83,7 +84,7 @@ fn nothing_but_a_join_file_is_a_client_with_safe_defaults() {
     assert_eq!(config.outbound.http_proxy.unwrap().to_string(), "127.0.0.1:15002");
     assert_eq!(shown(&config.outbound.captured), "127.0.0.1:15001 [::1]:15001");
     assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:15000");
-    assert_eq!(config.join.token.as_ref().unwrap().0, "hjt_1_secret");
+    assert_eq!(config.join.proof, Some(Proof::JoinToken(Secret("hjt_1_secret".to_owned()))));
     assert!(!format!("{config:?}").contains("hjt_1_secret"));
 }
 
@@ -261,6 +262,43 @@ fn a_join_file_is_checked_like_the_settings() {
     assert!(files.load(&[]).unwrap_err()[0].message.contains("cannot read"));
     let none = load(&Flags::try_parse_from(["heddle-proxy"]).unwrap()).unwrap_err();
     assert!(none.to_string().contains("heddle token create"), "{none}");
+}
+
+/// A token as the API server makes them, without its signature.
+fn projected(subject: &str) -> String {
+    let claims = json!({ "aud": ["heddle.dev"], "sub": subject, "exp": 1 }).to_string();
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
+}
+
+#[test]
+fn in_kubernetes_the_token_of_the_pod_says_who_to_be() {
+    let files = Files::new();
+    let token = files.write("token", &format!("{}\n", projected("system:serviceaccount:shop:orders")));
+    let pem = Files::join()["trustAnchors"].as_str().unwrap().to_owned();
+    let flags = |more: &[&str]| {
+        let all = ["heddle-proxy", "--control-plane", "heddle-control-plane.heddle-system.svc:9701", "--trust-roots", &pem];
+        let all = all.into_iter().chain(more.iter().copied());
+        load(&Flags::try_parse_from(all).unwrap()).map_err(|error| error.faults)
+    };
+    let config = flags(&["--service-account-token", &token, "--trust-domain", "mesh.example"]).unwrap();
+    assert_eq!(config.join.identity.to_string(), "spiffe://mesh.example/ns/shop/sa/orders");
+    assert_eq!(config.join.control_plane, "heddle-control-plane.heddle-system.svc:9701");
+    assert_eq!(config.join.proof, Some(Proof::ServiceAccountToken(token.clone().into())));
+    let default = flags(&["--service-account-token", &token]).unwrap();
+    assert_eq!(default.join.identity.trust_domain().as_str(), "heddle.local");
+
+    let says = |more: &[&str], expected: &str| {
+        let all = ConfigErrorText(flags(more).unwrap_err()).to_string();
+        assert!(all.contains(expected), "{more:?}: {all}");
+    };
+    says(&[], "kubernetes.serviceAccountToken: is missing");
+    says(&["--service-account-token", "/nowhere"], "cannot read /nowhere");
+    says(&["--service-account-token", &token, "--join", "x"], "write one of them");
+    says(&["--service-account-token", &token, "--trust-domain", "A"], "kubernetes.trustDomain");
+    for wrong in ["x", "a.b.c", &projected("system:node:a"), &projected("system:serviceaccount:shop")] {
+        let file = files.write("wrong", wrong);
+        says(&["--service-account-token", &file], "this is no token of a service account");
+    }
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! One request for a certificate: key and CSR made here, signed there.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use heddle_api::proto::identity::{
-    IssueSvidRequest, Renewal, identity_client::IdentityClient, issue_svid_request::Attestation as Proof,
+    IssueSvidRequest, Renewal, identity_client::IdentityClient, issue_svid_request::Attestation as Sent,
 };
 use heddle_certs::{CertificateDer, PrivateKeyDer, Svid, TrustBundle, TrustDomain, csr};
 
 use super::Identity;
 use crate::{
-    config::{Join, Secret},
+    config::{Join, Proof, Secret},
     control_plane::{ControlPlane, causes},
 };
 
@@ -19,8 +19,8 @@ const ISSUE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How the identity is proved.
 #[derive(Clone, Debug)]
 pub(crate) enum Attestation {
-    /// By the token of the join file.
-    Token(Secret),
+    /// By a token: that of the join file, or that of the pod's service account.
+    Token(Proof),
     /// By the SVID that is to be renewed.
     Held(Svid),
 }
@@ -87,8 +87,9 @@ impl Issuer {
             None => csr::generate().map_err(|error| failed(&error))?,
         };
         let proof = match attestation {
-            Attestation::Token(Secret(token)) => Proof::JoinToken(token),
-            Attestation::Held(_) => Proof::Renewal(Renewal {}),
+            Attestation::Token(Proof::JoinToken(Secret(token))) => Sent::JoinToken(token),
+            Attestation::Token(Proof::ServiceAccountToken(file)) => Sent::KubernetesToken(read(&file).await?),
+            Attestation::Held(_) => Sent::Renewal(Renewal {}),
         };
         self.asked = Some((key.clone_key(), csr.clone()));
         let request = IssueSvidRequest { csr, attestation: Some(proof) };
@@ -111,6 +112,14 @@ impl Issuer {
         let bundle = TrustBundle::new(trust_domain, sent.epoch, roots).map_err(|error| failed(&error))?;
         Ok(Issued { svid, bundle })
     }
+}
+
+/// The token that is in the file now.
+async fn read(file: &Path) -> Result<String, IssueError> {
+    let token = tokio::fs::read_to_string(file).await;
+    token.map(|token| token.trim().to_owned()).map_err(|error| {
+        IssueError::Failed(format!("the token of the service account cannot be read: {}: {error}", file.display()))
+    })
 }
 
 fn refusal(status: &tonic::Status) -> IssueError {

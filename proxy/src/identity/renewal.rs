@@ -10,7 +10,7 @@ use heddle_runtime::backoff::Jittered;
 use tokio::{sync::watch, time::sleep};
 
 use super::{Attestation, Identity, Issue, IssueError, Stored};
-use crate::{config::Secret, state::StateDir};
+use crate::{config::Proof, state::StateDir};
 
 /// The clock is looked at again after at most this: it may be stepped while we sleep.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -28,8 +28,8 @@ pub(crate) struct Renewal<I> {
     /// Where it goes.
     pub identity: Identity,
     /// Proves the identity at first.
-    pub token: Option<Secret>,
-    /// Roots of the join file.
+    pub proof: Option<Proof>,
+    /// Roots that came with the settings.
     pub anchors: TrustBundle,
     /// Where it is kept.
     pub state: Option<Arc<StateDir>>,
@@ -73,7 +73,7 @@ impl<I: Issue> Renewal<I> {
         }
     }
 
-    /// Whether the roots of the join file know nothing of a certificate, which may thus be of a control plane that
+    /// Whether the roots in the settings know nothing of a certificate, which may thus be of a control plane that
     /// is no more.
     fn is_foreign(&self, svid: &Svid) -> bool {
         self.is_valid(svid) && Verifier::new(self.anchors.clone()).verify_svid(svid, self.clock.now()).is_err()
@@ -104,9 +104,9 @@ impl<I: Issue> Renewal<I> {
         let mut held_next = !doubtful;
         loop {
             let valid = held.as_ref().is_some_and(|svid| self.is_valid(svid));
-            let attestation = match (&held, &self.token) {
+            let attestation = match (&held, &self.proof) {
                 (Some(svid), _) if valid && !held_refused && held_next => Attestation::Held(svid.clone()),
-                (_, Some(token)) => Attestation::Token(token.clone()),
+                (_, Some(proof)) => Attestation::Token(proof.clone()),
                 (Some(svid), None) if valid => Attestation::Held(svid.clone()),
                 _ => {
                     self.failed("the certificate has expired, and the join file holds no token: make a new one with `heddle token create` and restart");
@@ -120,9 +120,9 @@ impl<I: Issue> Renewal<I> {
                 let why = match (valid, held_refused) {
                     (false, _) => "it has expired",
                     (true, true) => "its renewal was refused",
-                    (true, false) => "the roots of the join file do not vouch for it",
+                    (true, false) => "the roots in the settings do not vouch for it",
                 };
-                tracing::warn!(why, "the certificate cannot be renewed; trying the join token");
+                tracing::warn!(why, "the certificate cannot be renewed; trying the token");
             }
             let reason = match self.issuer.issue(attestation).await {
                 Ok(issued) => match self.take(issued.svid, issued.bundle).await {

@@ -12,7 +12,10 @@ use tokio::{
 };
 
 use super::{issue::Issued, *};
-use crate::{config::Secret, state::StateDir};
+use crate::{
+    config::{Proof, Secret},
+    state::StateDir,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -135,7 +138,7 @@ fn renew(
         anchors: issuer.authority.bundle().clone(),
         issuer: issuer.clone(),
         identity: identity.clone(),
-        token: token.then(|| Secret("hjt_1_x".to_owned())),
+        proof: token.then(|| Proof::JoinToken(Secret("hjt_1_x".to_owned()))),
         state,
         clock: Arc::clone(clock),
         report,
