@@ -46,18 +46,28 @@ put() { # ROOT PROGRAM PATH
   done
 }
 
+# The authorities that this machine trusts, for what is called outside of the mesh by https: collectors of spans.
+authorities() { # ROOT
+  [ "$base" = scratch ] || return 0
+  mkdir -p "$1/etc/ssl/certs"
+  cp -L /etc/ssl/certs/ca-certificates.crt "$1/etc/ssl/certs/"
+}
+
 for image in "${images[@]}"; do
-  root=$stage/$image
+  context=$stage/$image root=$stage/$image/root
+  mkdir -p "$context/own" # folders of the image's user
   case $image in
-  heddle-proxy | heddle-control-plane | heddle) put "$root" "$bin/$image" "usr/bin/$image" ;;
+  heddle-control-plane) put "$root" "$bin/$image" "usr/bin/$image" && mkdir "$context/own/data" ;;
+  heddle) put "$root" "$bin/$image" "usr/bin/$image" && mkdir "$context/own/join" ;;
+  heddle-proxy) put "$root" "$bin/$image" "usr/bin/$image" && authorities "$root" ;;
   heddle-capture)
     put "$root" "$bin/heddle-proxy" usr/bin/heddle-proxy
     put "$root" "$(PATH=$PATH:/usr/sbin command -v nft)" usr/sbin/nft
     ;;
-  heddle-shop) put "$root" "$bin/shop" usr/bin/shop ;;
+  heddle-shop) put "$root" "$bin/shop" usr/bin/shop && authorities "$root" ;;
   *) echo "build.sh: there is no image $image" >&2; exit 2 ;;
   esac
-  "$engine" build --quiet --build-arg "BASE=$base" --file "$here/$image.Containerfile" --tag "$prefix/$image:$tag" "$root" > /dev/null
+  "$engine" build --quiet --build-arg "BASE=$base" --file "$here/$image.Containerfile" --tag "$prefix/$image:$tag" "$context" > /dev/null
   names+=("$prefix/$image:$tag")
   echo "$prefix/$image:$tag"
 done

@@ -9,6 +9,7 @@ use heddle_api::resource::Duration;
 use crate::{
     context::Overrides,
     error::EXIT_CODES,
+    install::{InstallArgs, UninstallArgs},
     output::{Color, Format},
     run::RunArgs,
 };
@@ -105,6 +106,11 @@ pub(crate) enum Command {
     Inject(InjectArgs),
     /// Kubernetes: take off what `inject` put on. Prints the manifests as they were before.
     Uninject(ManifestFiles),
+    /// Print the Kubernetes manifests of the control plane, for `kubectl apply -f -`. Applying them again, or those of a
+    /// newer version, is safe.
+    Install(InstallArgs),
+    /// Print what `kubectl delete -f -` is to remove of an installation.
+    Uninstall(UninstallArgs),
     /// Choose which control plane to talk to.
     #[command(subcommand)]
     Context(ContextCommand),

@@ -11,7 +11,7 @@ use crate::{
     context::{ContextError, ContextFile},
     delete, describe,
     error::{Error, exit},
-    explain, get, inject,
+    explain, get, inject, install,
     output::{self, Paint},
     revisions, root, run, status,
     table::Table,
@@ -71,6 +71,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<u8, Error> {
         Command::Run(args) => run::run(session, *args).await,
         Command::Inject(args) => inject::inject(&global, &args),
         Command::Uninject(files) => inject::uninject(&global, &files),
+        Command::Install(args) => install::install(&args, &Paint::for_stdout(global.color)).await,
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Context(command) => context(&global, command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -16,6 +16,7 @@ mod error;
 mod explain;
 mod get;
 mod inject;
+mod install;
 mod kind;
 mod manifest;
 mod object;

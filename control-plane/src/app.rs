@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     discovery::{Discovery, Hub},
     follow::{self, Findings},
-    identity::IdentityService,
+    identity::{IdentityService, TokenReviewer},
     kubernetes::{self, AccessError, Cluster},
     listener::{self, BindError, Deadlines, Http, Listener, Room},
     mesh::Mesh,
@@ -218,6 +218,7 @@ impl App {
         let identity = IdentityService::service(
             Arc::clone(&signer),
             join_tokens.clone(),
+            kubernetes.as_ref().map(|cluster| TokenReviewer::new(cluster.client().clone())),
             revocations.clone(),
             config.svid_ttl,
             Arc::clone(&clock),

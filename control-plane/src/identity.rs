@@ -1,5 +1,7 @@
 //! The identity service: attests who asks, and signs an SVID for that identity and no other.
 
+mod token_review;
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use heddle_api::proto::identity::{
@@ -19,6 +21,9 @@ use crate::{
     tokens::{JoinTokens, NoteError, RedeemError, Revocations},
 };
 
+pub(crate) use self::token_review::TokenReviewer;
+use self::token_review::{ReviewError, Reviewed};
+
 /// Largest request; a CSR with the largest key that is accepted has below 2 KiB.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// Join requests of one address: a node whose proxies all start anew.
@@ -36,6 +41,8 @@ const RENEWAL: &str = "renewal";
 pub struct IdentityService {
     signer: Arc<Signer>,
     tokens: JoinTokens,
+    /// In Kubernetes.
+    reviewer: Option<TokenReviewer>,
     revocations: Revocations,
     ttl: Duration,
     clock: Arc<dyn Clock>,
@@ -45,10 +52,11 @@ pub struct IdentityService {
 }
 
 impl IdentityService {
-    /// The service; SVIDs are valid for `ttl`.
-    pub fn service(
+    /// The service; SVIDs are valid for `ttl`. Without a reviewer the tokens of service accounts attest nobody.
+    pub(crate) fn service(
         signer: Arc<Signer>,
         tokens: JoinTokens,
+        reviewer: Option<TokenReviewer>,
         revocations: Revocations,
         ttl: Duration,
         clock: Arc<dyn Clock>,
@@ -57,6 +65,7 @@ impl IdentityService {
         let service = Self {
             signer,
             tokens,
+            reviewer,
             revocations,
             ttl,
             clock,
@@ -71,12 +80,11 @@ impl IdentityService {
         let (id, how) = match request.attestation {
             Some(Attestation::JoinToken(token)) => (self.join(peer, &request.csr, &token).await?, "join-token"),
             Some(Attestation::Renewal(_)) => (self.renew(peer)?, RENEWAL),
-            Some(Attestation::KubernetesToken(_)) => {
-                let said = "this control plane does not review Kubernetes tokens; use a join token";
-                return Err(Refusal("unimplemented", Status::unimplemented(said)));
+            Some(Attestation::KubernetesToken(token)) => {
+                (self.review(peer, &request.csr, &token).await?, "kubernetes-token")
             }
             None => {
-                let said = "an attestation is required: a join token, or the renewal of the certificate shown";
+                let said = "an attestation is required: a join token, a service account's token, or the renewal of the certificate shown";
                 return Err(Refusal("request", Status::invalid_argument(said)));
             }
         };
@@ -113,9 +121,7 @@ impl IdentityService {
     }
 
     async fn join(&self, peer: &Peer, request: &[u8], token: &str) -> Result<SpiffeId, Refusal> {
-        if !self.joins.allows(peer.address.ip(), Instant::now()) {
-            return Err(Refusal("rate", Status::unavailable("too many requests from this address; try again")));
-        }
+        self.pace(peer)?;
         // A request that cannot be signed must not use up a token.
         let key = csr::public_key(request).map_err(|error| unsigned(&AuthorityError::Csr(error)))?;
         let redeemed = self.tokens.redeem(token, &key, self.clock.now()).await.map_err(|error| {
@@ -135,6 +141,40 @@ impl IdentityService {
         SpiffeId::workload(&trust_domain, &redeemed.namespace, &redeemed.service_account).map_err(|error| {
             Refusal("token", Status::unauthenticated(format!("the join token is for no identity: {error}")))
         })
+    }
+
+    /// The identity is the service account that the API server names.
+    async fn review(&self, peer: &Peer, request: &[u8], token: &str) -> Result<SpiffeId, Refusal> {
+        let Some(reviewer) = &self.reviewer else {
+            let said =
+                "this control plane is in no Kubernetes cluster, or was started without --kubernetes; use a join token";
+            return Err(Refusal("unimplemented", Status::unimplemented(said)));
+        };
+        self.pace(peer)?;
+        csr::public_key(request).map_err(|error| unsigned(&AuthorityError::Csr(error)))?;
+        let reviewed = reviewer.review(token).await.map_err(|error| match &error {
+            ReviewError::Refused(_) => Refusal("token", Status::unauthenticated(error.to_string())),
+            ReviewError::Unavailable(_) => Refusal("review", Status::unavailable(error.to_string())),
+        })?;
+        let Reviewed { namespace, service_account, pod, uid } = &reviewed;
+        let trust_domain = self.signer.bundle().trust_domain().clone();
+        let id = SpiffeId::workload(&trust_domain, namespace, service_account).map_err(|error| {
+            Refusal(
+                "token",
+                Status::unauthenticated(format!("the service account's token is for no identity: {error}")),
+            )
+        })?;
+        tracing::info!(%id, pod, uid, peer = %peer.address, "a pod proved its service account");
+        Ok(id)
+    }
+
+    /// Whether one more without a certificate may ask from there.
+    fn pace(&self, peer: &Peer) -> Result<(), Refusal> {
+        if self.joins.allows(peer.address.ip(), Instant::now()) {
+            Ok(())
+        } else {
+            Err(Refusal("rate", Status::unavailable("too many requests from this address; try again")))
+        }
     }
 
     /// The identity is the one that the handshake verified; the request has no say.

@@ -29,6 +29,9 @@ enum Other {
     /// Make another admin token while the control plane does not run, for whoever has lost the first one, which stays
     /// valid until it is deleted, and write a context with it to the context file.
     AdminToken(Flags),
+    /// Show the context that the first start wrote for the admin, with its token: in a cluster, where nobody else sees
+    /// that file, `kubectl exec` of this command hands it over.
+    Context(Flags),
 }
 
 #[tokio::main]
@@ -36,6 +39,7 @@ async fn main() -> ExitCode {
     let line = Line::parse();
     let done = match line.command {
         Some(Other::AdminToken(flags)) => admin_token(flags).await,
+        Some(Other::Context(flags)) => show_context(flags),
         None => run(line.flags).await,
     };
     let code = match done {
@@ -66,6 +70,13 @@ async fn admin_token(flags: Flags) -> anyhow::Result<()> {
     if let Some(current) = written.current {
         println!("the current context is still {current}; `heddle context use {}` changes that", written.name);
     }
+    Ok(())
+}
+
+fn show_context(flags: Flags) -> anyhow::Result<()> {
+    let file = config(flags)?.context_file.context("there is no home folder; name the file with --context-file")?;
+    let text = std::fs::read_to_string(&file).with_context(|| format!("the context file {}", file.display()))?;
+    print!("{text}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! way it was injected.
 
 pub mod inject;
+pub mod install;
 pub mod names;
 pub mod patch;
 pub mod pod_security;

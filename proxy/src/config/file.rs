@@ -49,7 +49,7 @@ pub struct Flags {
     #[arg(long, value_name = "NAME", env = "HEDDLE_TRUST_DOMAIN")]
     pub trust_domain: Option<String>,
     /// And the mesh's roots, PEM.
-    #[arg(long, value_name = "PEM", env = "HEDDLE_TRUST_ROOTS", hide_env_values = true)]
+    #[arg(long, value_name = "PEM", env = "HEDDLE_TRUST_ROOTS", hide_env_values = true, allow_hyphen_values = true)]
     pub trust_roots: Option<String>,
     /// Folder for key, certificate and last good configuration.
     #[arg(long, value_name = "DIR", env = "HEDDLE_PROXY_STATE_DIR")]

@@ -116,7 +116,11 @@ fn of_file(file: &Path, faults: &Faults) -> Option<Join> {
     }
     let trust_anchors = at.require("trustAnchors", |pem| Ok(pem.to_owned()));
     let token = at.parse_with("token", |token| {
-        if token.is_empty() { Err("write the token".to_owned()) } else { Ok(Proof::JoinToken(Secret(token.to_owned()))) }
+        if token.is_empty() {
+            Err("write the token".to_owned())
+        } else {
+            Ok(Proof::JoinToken(Secret(token.to_owned())))
+        }
     });
     let trust_anchors = match (&trust_domain, trust_anchors) {
         (Some(trust_domain), Some(pem)) => match TrustBundle::from_pem(trust_domain.clone(), 0, pem.as_bytes()) {

@@ -276,7 +276,8 @@ fn in_kubernetes_the_token_of_the_pod_says_who_to_be() {
     let token = files.write("token", &format!("{}\n", projected("system:serviceaccount:shop:orders")));
     let pem = Files::join()["trustAnchors"].as_str().unwrap().to_owned();
     let flags = |more: &[&str]| {
-        let all = ["heddle-proxy", "--control-plane", "heddle-control-plane.heddle-system.svc:9701", "--trust-roots", &pem];
+        let all =
+            ["heddle-proxy", "--control-plane", "heddle-control-plane.heddle-system.svc:9701", "--trust-roots", &pem];
         let all = all.into_iter().chain(more.iter().copied());
         load(&Flags::try_parse_from(all).unwrap()).map_err(|error| error.faults)
     };
