@@ -39,7 +39,9 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     }
     let health = address(&mut top, "health").unwrap_or_else(|| any(15020));
     let labels = labels(&mut top);
-    let zone = top.parse_with("zone", |zone| label(zone).map(|()| zone.to_owned())).unwrap_or_default();
+    // A node without zone gives its pods an empty one.
+    let zone = |zone: &str| if zone.is_empty() { Ok(String::new()) } else { label(zone).map(|()| zone.to_owned()) };
+    let zone = top.parse_with("zone", zone).unwrap_or_default();
     let workers = workers(&mut top);
     let tracing = tracing(top.section("tracing"));
     let drain = drain(top.section("drain"));
