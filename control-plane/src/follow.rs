@@ -1,8 +1,8 @@
 //! Carries the registry's changes to the discovery service, and its findings back to the API.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use heddle_api::resource::{AnyObject, ObjectStatus};
+use heddle_api::resource::{AnyObject, Name, ObjectStatus};
 use heddle_certs::TrustDomain;
 use heddle_runtime::drain;
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::{
     api::{ProxyResources, ProxyStatus, RejectedResource, StatusSource},
     discovery::{Hub, ProxyReport},
-    mesh::{Affected, Mesh},
+    mesh::{Affected, Mesh, derived::INBOUND_PORT},
     registration::Registrations,
     registry::{ChangeSet, Changes, Registry, Update, View},
 };
@@ -122,9 +122,23 @@ impl StatusSource for Findings {
         for report in self.hub.proxies() {
             let key = (report.proxy.node.clone(), report.proxy.identity.to_string());
             let registered = proxies.remove(&key);
-            proxies.insert(key, connected(report, registered));
+            let mut status = connected(report, registered);
+            self.add_pod(&mut status);
+            proxies.insert(key, status);
         }
         proxies.into_values().collect()
+    }
+}
+
+impl Findings {
+    /// Of the proxy of a pod, Kubernetes says where it is and whether its app takes traffic.
+    fn add_pod(&self, status: &mut ProxyStatus) {
+        let Some(name) = Name::parse(&status.name) else { return };
+        self.hub.read(|mesh| {
+            let Some(pod) = mesh.pod(&name) else { return };
+            status.address = pod.ips.first().map(|ip| SocketAddr::new(*ip, INBOUND_PORT).to_string());
+            status.ready = (!pod.services.is_empty()).then(|| mesh.is_pod_ready(pod));
+        });
     }
 }
 

@@ -23,7 +23,7 @@ use super::{objects::Followed, reduce::Event};
 const PAGE: u32 = 500;
 /// How long the API server is asked to keep a watch open, seconds; up to a half more, so that not all end at once.
 const WATCH_SECONDS: u32 = 240;
-/// Bookmarks come every minute: who is silent for longer is gone, though the connection may not show it.
+/// Bookmarks come every minute: who is silent for longer may be gone, though the connection does not show it.
 const QUIET: Duration = Duration::from_secs(90);
 /// Longest wait for a page, or for a watch to begin.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -144,9 +144,11 @@ async fn watch<F: Followed>(
     let mut told = std::pin::pin!(started.await.map_err(|_| End::Silent)??);
     loop {
         let next = tokio::select! {
-            next = timeout(QUIET, told.next()) => next.map_err(|_| End::Silent)?,
+            next = timeout(QUIET, told.next()) => next,
             () = events.closed() => return Err(End::Done),
         };
+        // Asked again from there, it is seen whether anybody answers.
+        let Ok(next) = next else { return Ok(()) };
         let event = match next.transpose()? {
             None => return Ok(()),
             Some(WatchEvent::Error(status)) => return Err(kube::Error::Api(status).into()),

@@ -155,6 +155,16 @@ impl Mesh {
         self.pods.get(name)
     }
 
+    /// Whether a pod takes traffic, of any of the services that it serves.
+    pub fn is_pod_ready(&self, pod: &Pod) -> bool {
+        let takes = |service: &Name| {
+            let derived = self.derived(service);
+            let here = derived.into_iter().flat_map(|derived| pod.ips.iter().flat_map(|ip| derived.at(*ip)));
+            here.into_iter().any(|instance| instance.ready && instance.workload == pod.name)
+        };
+        !self.is_leaving(&pod.name) && pod.services.keys().any(takes)
+    }
+
     /// Whether a pod with a proxy has this identity.
     pub fn is_pod_of(&self, pod: &Name, identity: &SpiffeId) -> bool {
         let named = identity.as_workload().filter(|_| identity.trust_domain() == &self.trust_domain);

@@ -179,6 +179,11 @@ fn readiness_is_the_slices_to_say_and_touches_nothing_but_endpoints() {
     assert_eq!(affected.hosts, crate::mesh::Hosts::default());
     assert!(Arc::ptr_eq(&before, world.mesh.service(&Name::new("shop", "web")).unwrap()));
     assert_eq!(world.shown("shop/web"), ["10.1.0.1:15006 web ready"]);
+    let is_ready = |world: &World| world.mesh.is_pod_ready(world.mesh.pod(&Name::new("shop", "a")).unwrap());
+    assert!(is_ready(&world));
+    world.put(vec![web_slice(json!([endpoint("a", "10.1.0.1", false)]))]);
+    assert!(!is_ready(&world));
+    world.put(vec![web_slice(json!([endpoint("a", "10.1.0.1", true)]))]);
     // The same again is no change.
     assert!(
         world.take(vec![web_slice(json!([endpoint("a", "10.1.0.1", true)])), web(), pod("a", "10.1.0.1")]).is_empty()

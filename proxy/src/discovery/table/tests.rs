@@ -540,8 +540,9 @@ async fn nothing_that_is_sent_makes_it_panic() {
             type_url::INBOUND_POLICY,
             type_url::MESH_CONFIG,
             type_url::TRUST_BUNDLE,
+            type_url::WORKLOAD,
             "type.googleapis.com/other",
-        ][number % 6];
+        ][number % 7];
         let (_, mut body) = service("shop/payments", &["shop/v1"]);
         body.type_url = url.to_owned();
         for _ in 0..rng.random_range(0..6) {
