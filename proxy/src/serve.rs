@@ -14,7 +14,12 @@ pub(crate) mod upgrade;
 mod watch;
 pub(crate) mod windows;
 
-use std::{convert::Infallible, future::Future, pin::Pin};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use http::{Request, Response};
 use http_body::Body as _;
@@ -39,7 +44,7 @@ use crate::{
     body::Body,
     config::Limits,
     outcome::{Error, ErrorKind},
-    stream::Stream,
+    stream::{Gathered, Stream, Turn},
 };
 
 /// hyper's own limit of headers in HTTP/1.1. Set, even to the same, it costs the copying of an array for each
@@ -129,7 +134,8 @@ where
     let watch = Watch::new(limits, stream.watch(), true);
     let streams = Streams::new(limits.idle_timeout);
     let windows = Windows::new(limits.max_streams, stream.away());
-    let mut connection = http2::Builder::new(streams.clone())
+    let (stream, turn) = Gathered::new(stream);
+    let connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(windows.streams)
         .initial_stream_window_size(windows.stream)
@@ -151,6 +157,7 @@ where
                 answer(handle.clone(), request, busy)
             }),
         );
+    let mut connection = InTurns { connection, turn };
     watch.over(Pin::new(&mut connection), ending).await.and_then(ended)
 }
 
@@ -192,14 +199,30 @@ where
     }
 }
 
-impl<S> Connection for http2::Connection<TokioIo<Stream>, S, Streams>
+/// What is polled writes at the end of its turns.
+struct InTurns<C> {
+    connection: C,
+    turn: Turn,
+}
+
+impl<C: Future + Unpin> Future for InTurns<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        let result = Pin::new(&mut self.connection).poll(cx);
+        self.turn.ends(cx);
+        result
+    }
+}
+
+impl<S> Connection for InTurns<http2::Connection<TokioIo<Gathered>, S, Streams>>
 where
     S: HttpService<Incoming, ResBody = Body>,
     S::Future: 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     fn graceful_shutdown(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+        Pin::new(&mut self.get_mut().connection).graceful_shutdown();
     }
 }
 

@@ -4,6 +4,7 @@
 //! One type, so that hyper's state machines are compiled once, and a branch at each read is what
 //! it costs.
 
+mod gather;
 mod read_ahead;
 
 use std::{
@@ -26,7 +27,10 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
-pub(crate) use self::read_ahead::ReadAhead;
+pub(crate) use self::{
+    gather::{Gathered, Turn},
+    read_ahead::ReadAhead,
+};
 
 /// A byte stream.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use crate::{
     connect::{Carried, Connected, connect, failure},
     outcome::{Error, ErrorKind},
     serve::windows::Windows,
-    stream,
+    stream::{self, Gathered, Turn},
 };
 
 /// With so many streams on a connection the next one gets another, though the other end took more.
@@ -52,11 +52,15 @@ struct Driven {
     failure: RefCell<Option<hyper::Error>>,
 }
 
-type Connection = http2::Connection<TokioIo<stream::Stream>, Body, Executor>;
+type Connection = http2::Connection<TokioIo<Gathered>, Body, Executor>;
 
-/// Runs hyper's tasks, and tells when one has done something: what the other end said may have been heard.
-#[derive(Clone, Default)]
-struct Executor(Rc<Notify>);
+/// Runs hyper's tasks, one of which is the connection's, and tells when one has done something: what the other end said
+/// may have been heard.
+#[derive(Clone)]
+struct Executor {
+    turn: Turn,
+    news: Rc<Notify>,
+}
 
 /// One stream of a connection.
 pub(super) struct Stream(pub(super) Rc<Http2>);
@@ -140,7 +144,8 @@ impl Pool {
         windows: &Windows,
         dial: &Dial,
     ) -> Result<(http2::SendRequest<Body>, Rc<Driven>), Error> {
-        let executor = Executor::default();
+        let (stream, turn) = Gathered::new(stream);
+        let executor = Executor { turn, news: Rc::default() };
         let mut builder = http2::Builder::new(executor.clone());
         builder
             .timer(TokioTimer::new())
@@ -165,7 +170,7 @@ impl Pool {
                 tracing::debug!(%error, who, "HTTP/2 connection ended");
                 driven.failure.replace(Some(error));
             }
-            ended.0.notify_waiters();
+            ended.news.notify_waiters();
         });
         // A peer proxy takes enough: the first request need not wait to hear it.
         if meshed {
@@ -173,7 +178,7 @@ impl Pool {
         }
         let offered = async {
             loop {
-                let news = executor.0.notified();
+                let news = executor.news.notified();
                 if connection.offered_streams().is_none_or(|offered| offered > 0) {
                     return;
                 }
@@ -193,11 +198,12 @@ impl Pool {
 
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Executor {
     fn execute(&self, future: F) {
-        let Self(news) = self.clone();
+        let Self { turn, news } = self.clone();
         spawn_local(async move {
             let mut future = pin!(future);
             poll_fn(|cx| {
                 let result = future.as_mut().poll(cx);
+                turn.ends(cx);
                 news.notify_waiters();
                 result
             })
