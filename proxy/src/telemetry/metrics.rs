@@ -3,6 +3,7 @@
 //! No label has a value that a client controls: services, clusters, routes and rules come from the
 //! control plane, peers from verified certificates, methods from a fixed list.
 
+mod last;
 mod openmetrics;
 mod sharded;
 mod signals;
@@ -16,7 +17,10 @@ use std::{
 use http::{Method, StatusCode};
 use prometheus::{Encoder, IntCounter, IntGauge, Opts, Registry, TextEncoder, core::Collector};
 
-use self::sharded::{Cell, Collected, Counter, Durations, Family, Local};
+use self::{
+    last::{Labels, Last},
+    sharded::{Cell, Collected, Counter, Durations, Family, Local},
+};
 pub use self::signals::{Accepted, Open, Signals};
 use super::trace::Counts;
 use crate::{
@@ -62,6 +66,7 @@ struct Families {
 /// One worker's cells.
 #[derive(Debug)]
 pub(super) struct Cells {
+    last: RefCell<Last>,
     names: RefCell<Names>,
     server: Local<5, Durations>,
     client: Local<5, Durations>,
@@ -214,6 +219,7 @@ impl Metrics {
     pub(super) fn cells(&self) -> Cells {
         let families = &self.families;
         Cells {
+            last: RefCell::default(),
             names: RefCell::default(),
             server: families.server.local(),
             client: families.client.local(),
@@ -279,6 +285,10 @@ impl Cells {
     }
 
     fn request(&self, request: &RequestOutcome, signals: &Signals) {
+        let mut last = self.last.borrow_mut();
+        if last.count(request) {
+            return;
+        }
         let mut names = self.names.borrow_mut();
         let Names { service, cluster, route } = &mut *names;
         let service = service.write(request.service.as_ref());
@@ -292,7 +302,7 @@ impl Cells {
             (None, _) => "",
         };
         let grpc_status = request.grpc.then(|| request.grpc_status.map_or("none", super::grpc_status));
-        match request.direction {
+        let (durations, attempts) = match request.direction {
             Direction::Inbound => {
                 let peer = request.peer.as_ref().map_or("unauthenticated", |id| id.as_str());
                 let labels = [service, peer, method, status, error_type];
@@ -300,6 +310,7 @@ impl Cells {
                 if let Some(grpc_status) = grpc_status {
                     self.rpc_server.with([service, peer, grpc_status], |cell| cell.observe(request.duration));
                 }
+                (labels, None)
             }
             Direction::Outbound => {
                 let cluster = cluster.write(request.cluster.as_ref());
@@ -313,14 +324,16 @@ impl Cells {
                     self.rpc_client.with([cluster, route, grpc_status], |cell| cell.observe(request.duration));
                 }
                 self.attempts(request, cluster, signals);
+                (labels, request.attempts.first().map(|attempt| [cluster, result(attempt)]))
             }
-        }
+        };
         if let Some(reason) = reason {
             self.errors.with([direction, service, reason], |cell| cell.add(1));
         }
         self.denial(service, request.authorization.as_ref());
         self.request_bytes.with([direction, service], |cell| cell.add(request.request_bytes));
         self.response_bytes.with([direction, service], |cell| cell.add(request.response_bytes));
+        last.note(request, &Labels { durations, attempts, bytes: [direction, service] }, self);
     }
 
     fn attempts(&self, request: &RequestOutcome, cluster: &str, signals: &Signals) {

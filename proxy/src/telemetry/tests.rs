@@ -82,6 +82,42 @@ fn sort_labels(line: &str) -> String {
 }
 
 #[tokio::test]
+async fn what_is_like_the_request_before_is_counted_alike() {
+    let telemetry = telemetry();
+    let recorder = telemetry.recorder();
+    for (direction, status, times) in [
+        (Direction::Outbound, 200, 5),
+        (Direction::Inbound, 200, 4),
+        (Direction::Outbound, 404, 3),
+        (Direction::Outbound, 200, 2),
+    ] {
+        for _ in 0..times {
+            let mut outcome = request(direction);
+            outcome.status = Some(StatusCode::from_u16(status).unwrap());
+            (outcome.error, outcome.authorization) = (None, None);
+            outcome.attempts.truncate(1);
+            outcome.attempts[0].status = outcome.status;
+            outcome.response_bytes = 10;
+            recorder.record(Outcome::Request(Box::new(outcome)));
+        }
+    }
+    let (_, text) = telemetry.render(None);
+    for line in [
+        r#"heddle_attempts_total{cluster="unknown",result="2xx"} 7"#,
+        r#"heddle_attempts_total{cluster="unknown",result="4xx"} 3"#,
+        r#"heddle_response_bytes_total{direction="inbound",service="shop/orders"} 40"#,
+        r#"heddle_response_bytes_total{direction="outbound",service="shop/orders"} 100"#,
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+    }
+    for (start, count) in [("http_client_request_duration_seconds_count", 10), ("http_server_request_duration_seconds_count", 4)] {
+        let counts = text.lines().filter(|line| line.starts_with(start));
+        let sum: u32 = counts.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u32>().unwrap()).sum();
+        assert_eq!(sum, count, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_log_line_is_json_that_names_the_rule_and_hides_the_query() {
     let line = access_log::line(&Outcome::Request(Box::new(request(Direction::Inbound))));
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();

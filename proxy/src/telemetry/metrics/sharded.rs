@@ -94,6 +94,10 @@ struct Slot<C> {
     retired: AtomicBool,
 }
 
+/// A worker's cell, to be used again without being looked up.
+#[derive(Debug)]
+pub(super) struct Kept<C>(Arc<Slot<C>>);
+
 type Entries<const N: usize, C> = Vec<([Box<str>; N], Arc<Slot<C>>)>;
 
 impl<const N: usize, C: Cell> Family<N, C> {
@@ -173,7 +177,22 @@ impl<C: Cell> One<C> {
     }
 }
 
+impl<C> Kept<C> {
+    /// The cell, as long as it is not retired.
+    pub(super) fn cell(&self) -> Option<&C> {
+        (!self.0.retired.load(Relaxed)).then_some(&self.0.cell)
+    }
+}
+
 impl<const N: usize, C: Cell> Local<N, C> {
+    /// The cell with these labels, if there is one of its own.
+    pub(super) fn known(&self, labels: [&str; N]) -> Option<Kept<C>> {
+        let cells = self.cells.borrow();
+        let entries = cells.get(&hash(&labels))?;
+        let is_it = |(known, _): &&([Box<str>; N], _)| known.iter().map(|label| &**label).eq(labels);
+        entries.iter().filter(is_it).map(|(_, slot)| Kept(slot.clone())).find(|kept| kept.cell().is_some())
+    }
+
     /// The cell with these labels.
     pub(super) fn with(&self, labels: [&str; N], update: impl FnOnce(&C)) {
         let hash = hash(&labels);

@@ -138,7 +138,7 @@ fn each_try_is_a_client_span_of_its_own() {
     failed.ejected = true;
     let mut missing = attempt(3);
     missing.status = Some(StatusCode::NOT_FOUND);
-    request.attempts = vec![failed, attempt(2), missing];
+    request.attempts = vec![failed, attempt(2), missing].into();
     let spans = spans(&request);
     for (number, span) in spans.iter().enumerate() {
         assert_eq!((span.span_kind.clone(), &*span.name), (SpanKind::Client, "GET /orders/*"));
@@ -195,7 +195,7 @@ fn what_counts_as_failed() {
             attempt.status = request.status;
             attempt.grpc_status = request.grpc_status;
             attempt.error = request.error.clone();
-            request.attempts = vec![attempt];
+            request.attempts = vec![attempt].into();
         }
         let span = spans(&request).remove(0);
         (matches!(span.status, Status::Error { .. }), text(&span, "error.type"))
@@ -335,7 +335,7 @@ async fn spans_reach_the_collector_over_either_protocol() {
         let span_id = inbound.trace.span_id().0.to_vec();
         recorders[0].record(Outcome::Request(Box::new(inbound)));
         let mut outbound = request(Direction::Outbound, "/orders");
-        outbound.attempts = vec![attempt(1), attempt(2)];
+        outbound.attempts = vec![attempt(1), attempt(2)].into();
         recorders[1].record(Outcome::Request(Box::new(outbound)));
         let mut unsampled = request(Direction::Inbound, "/orders");
         unsampled.trace = TraceContext::extract(&HeaderMap::new(), &Sampler::default(), &mut rand::rng());
