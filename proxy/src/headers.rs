@@ -19,6 +19,7 @@
 //! What concerns one connection only never goes on. It is taken off first, so that no `Connection`
 //! header can name what the proxy sets.
 
+mod copy;
 mod date;
 #[cfg(test)]
 mod tests;
@@ -31,10 +32,11 @@ use heddle_certs::SpiffeId;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{
-        CONNECTION, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, FORWARDED, HOST, TE, TRANSFER_ENCODING, VIA,
     },
 };
 
+pub(crate) use self::copy::Copied;
 pub use self::{
     date::date,
     timing::{deadline, pushback, set_attempt, set_deadline},
@@ -55,20 +57,6 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-/// What concerns one connection only, besides what `Connection` lists.
-static HOP_BY_HOP: [HeaderName; 8] = [
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HTTP2_SETTINGS,
-];
 /// Longest `x-request-id` that is kept, bytes.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -121,7 +109,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    remove_where(headers, |name| HOP_BY_HOP.contains(name));
+    remove_where(headers, is_hop_by_hop);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -182,10 +170,13 @@ pub fn sanitize_response(headers: &mut HeaderMap, from: Hop<'_>) {
 
 /// Sets `x-request-id` where there is none (or a bad one) and returns it.
 pub fn request_id(headers: &mut HeaderMap, rng: &mut impl rand::Rng) -> HeaderValue {
-    if let Some(id) = headers.get(X_REQUEST_ID)
+    // Never the same again: HTTP/2's table of headers, in which each name is looked up among all its values, is for others.
+    // So it is marked as what may not be in there.
+    if let Some(id) = headers.get_mut(X_REQUEST_ID)
         && (1..=MAX_REQUEST_ID).contains(&id.len())
         && id.as_bytes().iter().all(u8::is_ascii_graphic)
     {
+        id.set_sensitive(true);
         return id.clone();
     }
     // As a random UUID (RFC 9562, section 5.4) is written.
@@ -198,7 +189,8 @@ pub fn request_id(headers: &mut HeaderMap, rng: &mut impl rand::Rng) -> HeaderVa
             *byte = b"0123456789abcdef"[(id >> nibble) as usize & 0xf];
         }
     }
-    let id = HeaderValue::from_bytes(&text).expect("hex digits");
+    let mut id = HeaderValue::from_bytes(&text).expect("hex digits");
+    id.set_sensitive(true);
     headers.insert(X_REQUEST_ID, id.clone());
     id
 }
@@ -228,6 +220,21 @@ pub fn via(version: Version, instance: &str) -> Option<HeaderValue> {
 /// alone: an app that hands the header on with its own calls would have them taken for loops.
 pub fn append_via(headers: &mut HeaderMap, via: &HeaderValue) {
     append_to_list(headers, VIA, via);
+}
+
+/// What concerns one connection only, besides what `Connection` lists.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
 }
 
 fn is_heddle(name: &HeaderName) -> bool {

@@ -266,3 +266,18 @@ fn a_date_is_set_where_there_is_none() {
         assert_eq!(lines(&headers), [format!("date: {expected}")]);
     }
 }
+
+#[test]
+fn a_copy_has_all_headers_in_their_order() {
+    let mut headers = HeaderMap::new();
+    headers.append("host", HeaderValue::from_static("shop"));
+    headers.append("x-many", HeaderValue::from_static("one"));
+    headers.append("cookie", HeaderValue::from_bytes(b"caf\xe9=\t1").unwrap());
+    headers.append("x-many", HeaderValue::from_static(""));
+    headers.get_mut("cookie").unwrap().set_sensitive(true);
+    let copy = Copied::of(&headers).to_map();
+    assert_eq!(copy, headers);
+    assert!(copy.iter().eq(headers.iter()));
+    assert!(copy["cookie"].is_sensitive() && !copy["host"].is_sensitive());
+    assert!(Copied::of(&HeaderMap::new()).to_map().is_empty());
+}

@@ -1,6 +1,9 @@
 //! What headers say about time: deadlines, attempts, when to try again.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    cell::RefCell,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::RETRY_AFTER};
 
@@ -9,6 +12,11 @@ use crate::cluster::retry::Pushback;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+thread_local! {
+    /// The last one written: mostly a request has just come, and all the time that its timeout gives.
+    static LAST_DEADLINE: RefCell<(Option<u64>, HeaderValue)> = const { RefCell::new((None, HeaderValue::from_static(""))) };
+}
 
 /// How long the caller still waits, as `heddle-deadline` or `grpc-timeout` say; the shorter of both.
 pub fn deadline(headers: &HeaderMap) -> Option<Duration> {
@@ -20,7 +28,13 @@ pub fn deadline(headers: &HeaderMap) -> Option<Duration> {
 /// Tells the next proxy how long the caller still waits.
 pub fn set_deadline(headers: &mut HeaderMap, remaining: Duration) {
     let millis = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(HEDDLE_DEADLINE, HeaderValue::from(millis));
+    let value = LAST_DEADLINE.with_borrow_mut(|(of, value)| {
+        if *of != Some(millis) {
+            (*of, *value) = (Some(millis), HeaderValue::from(millis));
+        }
+        value.clone()
+    });
+    headers.insert(HEDDLE_DEADLINE, value);
 }
 
 /// Tells the next proxy how often this request was tried, this time included.

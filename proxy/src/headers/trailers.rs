@@ -9,7 +9,7 @@ use http::{
     },
 };
 
-use super::{HOP_BY_HOP, X_REAL_IP, is_heddle, remove_where};
+use super::{X_REAL_IP, is_heddle, is_hop_by_hop, remove_where};
 
 /// Framing, routing, and how to read the content.
 static ALWAYS: [HeaderName; 7] =
@@ -49,5 +49,5 @@ pub fn sanitize_response_trailers(trailers: &mut HeaderMap) {
 }
 
 fn is_never(name: &HeaderName) -> bool {
-    is_heddle(name) || HOP_BY_HOP.contains(name) || ALWAYS.contains(name)
+    is_heddle(name) || is_hop_by_hop(name) || ALWAYS.contains(name)
 }

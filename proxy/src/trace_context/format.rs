@@ -209,7 +209,10 @@ fn traceparent(TraceId(trace): &TraceId, SpanId(span): &SpanId, flags: u8) -> He
     write_hex(&mut text[3..35], trace);
     write_hex(&mut text[36..52], span);
     write_hex(&mut text[53..55], &[flags]);
-    HeaderValue::from_bytes(&text).expect("hex digits and dashes")
+    let mut value = HeaderValue::from_bytes(&text).expect("hex digits and dashes");
+    // Never the same again, like `x-request-id`.
+    value.set_sensitive(true);
+    value
 }
 
 fn write_hex(text: &mut [u8], bytes: &[u8]) {
