@@ -1,12 +1,14 @@
 //! The proxy's process: see the library for what it does.
 
+mod allocator;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use heddle_proxy::{app, capture, config::file::Flags};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 // Its text is that of the flags.
 #[derive(Parser)]
