@@ -21,6 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Duration, timeout};
@@ -138,8 +139,12 @@ impl Body {
         if self.kind.is_end_stream() || self.kind.size_hint().exact().is_none() {
             return;
         }
-        // The future of `timeout` asks the body first: no timer runs if the bytes are there.
-        let first = timeout(GATHER, poll_fn(|cx| self.kind.poll_frame(cx))).await;
+        let mut next = poll_fn(|cx| self.kind.poll_frame(cx));
+        // No timer is made if the bytes are there.
+        let first = match poll_fn(|cx| Poll::Ready(next.poll_unpin(cx))).await {
+            Poll::Ready(first) => Ok(first),
+            Poll::Pending => timeout(GATHER, next).await,
+        };
         match first {
             // Of a length that is told, something comes before trailers.
             Ok(Some(Ok(frame))) => self.first = frame.into_data().ok(),

@@ -37,6 +37,7 @@ use crate::{
     identity::Identity,
     outcome::Error,
     snapshot::{ClusterName, Endpoint, Endpoints, Service, TrafficPolicy},
+    timer::Timers,
 };
 
 /// A cluster that nobody asked for in this time is forgotten, with all that was learnt of it.
@@ -62,6 +63,7 @@ pub(crate) struct Cluster {
     slots: Rc<Slots>,
     pools: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
     rng: RefCell<SmallRng>,
+    timers: Timers,
     used: Cell<Instant>,
     /// The version of what is known of the mesh that it follows.
     followed: Cell<Option<u64>>,
@@ -155,6 +157,7 @@ impl Cluster {
             limit,
             pools: RefCell::default(),
             rng: RefCell::new(rng),
+            timers: Timers::default(),
             used: Cell::new(now),
             followed: Cell::new(None),
             identity: identity.clone(),
@@ -215,10 +218,15 @@ impl Cluster {
     }
 
     /// The endpoint `instance`, or if none is meant any, if possible none of `tried`.
-    pub(crate) fn pick(&self, instance: Option<SocketAddr>, tried: &[SocketAddr]) -> Result<Picked, Error> {
+    pub(crate) fn pick(
+        &self,
+        instance: Option<SocketAddr>,
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Result<Picked, Error> {
         match instance {
-            Some(address) => self.balancer.borrow().pick_only(address, Instant::now()),
-            None => self.balancer.borrow_mut().pick(Instant::now(), tried),
+            Some(address) => self.balancer.borrow().pick_only(address, now),
+            None => self.balancer.borrow_mut().pick(now, tried),
         }
     }
 

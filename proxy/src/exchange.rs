@@ -9,6 +9,7 @@ mod connection;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -48,6 +49,13 @@ struct Interrupt {
 pub(crate) struct AttemptId {
     index: usize,
     started: Instant,
+}
+
+impl AttemptId {
+    /// When the try began.
+    pub(crate) fn started(self) -> Instant {
+        self.started
+    }
 }
 
 impl Exchange {
@@ -90,8 +98,7 @@ impl Exchange {
     }
 
     /// A try begins.
-    pub(crate) fn begin_attempt(&self, endpoint: Option<std::sync::Arc<Endpoint>>, span_id: SpanId) -> AttemptId {
-        let now = Instant::now();
+    pub(crate) fn begin_attempt(&self, endpoint: Option<Arc<Endpoint>>, span_id: SpanId, now: Instant) -> AttemptId {
         let mut index = 0;
         self.note(|outcome| {
             index = outcome.attempts.len();

@@ -60,6 +60,7 @@ pub mod state;
 mod stream;
 mod tcp;
 pub mod telemetry;
+mod timer;
 #[cfg(any(test, fuzzing))]
 mod testing;
 pub mod trace_context;

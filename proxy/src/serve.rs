@@ -67,7 +67,7 @@ pub(crate) async fn http1<F>(
     mut stream: Stream,
     limits: &Limits,
     ending: Ending<'_>,
-    handle: impl Fn(Request<Incoming>) -> F,
+    handle: impl Fn(Request<Incoming>) -> F + Clone,
 ) -> Ended
 where
     F: Future<Output = Response<Body>>,
@@ -82,7 +82,8 @@ where
         if may_half_close {
             may_be_half_closed(&watch, &mut request);
         }
-        answer(&handle, request, busy)
+        // In a box: it is large, and hyper moves it.
+        Box::pin(answer(handle.clone(), request, busy))
     });
     let mut builder = http1::Builder::new();
     if limits.max_headers != HYPER_MAX_HEADERS {
@@ -154,7 +155,7 @@ where
             service_fn(|request| {
                 let busy = watch.begin();
                 streams.begin(&busy);
-                answer(handle.clone(), request, busy)
+                Box::pin(answer(handle.clone(), request, busy))
             }),
         );
     let mut connection = InTurns { connection, turn };
@@ -179,13 +180,17 @@ async fn answer<F: Future<Output = Response<Body>>>(
     Ok(hold(handle(request).await, busy).await)
 }
 
-/// The connection is busy until the response has been sent, which begins when it is worth a write.
+/// The connection is busy until the response has been sent, which in HTTP/1.1 begins when it is worth a write; in HTTP/2
+/// it is written with those of others.
 async fn hold(mut response: Response<Body>, busy: Busy) -> Response<Body> {
     let body = response.body_mut();
+    let is_alone = !busy.is_multiplexed();
     let settle = body.settle();
     busy.flow().begin(settle);
     settle.busy = Some(busy);
-    body.gather().await;
+    if is_alone {
+        body.gather().await;
+    }
     response
 }
 

@@ -1,7 +1,6 @@
 //! What is settled when a response is over.
 
 use std::{
-    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
 };
@@ -9,7 +8,6 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName};
 use http_body::Frame;
-use tokio::time::Sleep;
 
 use super::BodyError;
 use crate::{
@@ -18,6 +16,7 @@ use crate::{
     exchange::{AttemptId, Exchange},
     outcome::{ClosedBy, Error, ErrorKind},
     serve::Busy,
+    timer::Timer,
 };
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -32,7 +31,7 @@ pub(crate) struct Settle {
     /// The place that it takes within the cluster's limit.
     pub(crate) permit: Option<Permit>,
     /// When it must be over.
-    pub(crate) deadline: Option<(Pin<Box<Sleep>>, ErrorKind)>,
+    pub(crate) deadline: Option<(Timer, ErrorKind)>,
     /// The try that it answers.
     pub(crate) attempt: Option<(Rc<Exchange>, AttemptId)>,
     /// The request that it answers; set once no other response will.
@@ -60,7 +59,7 @@ impl Settle {
     /// passed on would never be waited for. Costs no look at a clock.
     pub(super) fn given_up(&self) -> Option<Error> {
         match &self.deadline {
-            Some((sleep, kind)) if sleep.is_elapsed() => Some(not_in_time(*kind)),
+            Some((timer, kind)) if timer.is_elapsed() => Some(not_in_time(*kind)),
             _ => self.exchange.as_ref()?.interrupted(),
         }
     }
@@ -70,8 +69,8 @@ impl Settle {
         if let Some(busy) = &self.busy {
             busy.waits();
         }
-        if let Some((sleep, kind)) = &mut self.deadline
-            && sleep.as_mut().poll(cx).is_ready()
+        if let Some((timer, kind)) = &mut self.deadline
+            && timer.poll(cx).is_ready()
         {
             return Poll::Ready(not_in_time(*kind));
         }

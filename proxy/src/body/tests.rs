@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 use tokio_test::{assert_pending, assert_ready, task::spawn};
 
 use super::{Body, BodyError, Expect, Kind, Replay};
@@ -16,6 +16,7 @@ use crate::{
     exchange::{Exchange, Sink},
     outcome::{Direction, Error, ErrorKind, Outcome, RequestOutcome},
     snapshot::Limits,
+    timer::Timers,
     trace_context::{Sampler, TraceContext},
 };
 
@@ -191,9 +192,9 @@ async fn a_response_that_never_runs_dry_ends_all_the_same() {
     assert_eq!(only(&outcomes).error.unwrap().kind, ErrorKind::Denied);
 
     let (exchange, outcomes) = self::exchange();
-    let mut deadline = Box::pin(sleep(Duration::from_secs(1)));
+    let mut deadline = Timers::default().until(Instant::now() + Duration::from_secs(1));
     // As it was waited for before the response came.
-    assert!(futures_util::poll!(&mut deadline).is_pending());
+    assert_pending!(spawn(()).enter(|cx, _| deadline.poll(cx)));
     let mut body = endless();
     body.settle().exchange = Some(exchange);
     body.settle().deadline = Some((deadline, ErrorKind::RequestTimeout));

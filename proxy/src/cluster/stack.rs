@@ -31,14 +31,14 @@ use crate::{
 
 /// A request to a cluster.
 pub(crate) struct Call {
-    /// As it is to be forwarded, but for what differs from try to try.
-    pub(crate) request: Request<Body>,
+    /// As it is to be forwarded, but for what differs from try to try. On the heap, like all that goes from layer to
+    /// layer: each move would be a copy.
+    pub(crate) request: Box<Request<Body>>,
     /// What holds for all its tries.
-    pub(crate) context: Context,
+    pub(crate) context: Rc<Context>,
 }
 
 /// What holds for all tries of a request.
-#[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) exchange: Rc<Exchange>,
     /// The caller's span.
@@ -63,8 +63,8 @@ pub(crate) struct Rules {
 
 /// One try of a request.
 pub(crate) struct Try {
-    request: Request<Body>,
-    context: Context,
+    request: Box<Request<Body>>,
+    context: Rc<Context>,
     id: AttemptId,
     number: u32,
     /// The span of this try.
@@ -82,7 +82,7 @@ pub(crate) fn stack(cluster: &Rc<Cluster>) -> Stack {
         // Full: refused at once, nothing is queued. The place is taken until the response is over.
         .layer_fn(|inner| Admit::new(inner, cluster.limit.clone()))
         // All tries together, until the response is over.
-        .layer_fn(Deadline::new)
+        .layer_fn(|inner| Deadline::new(inner, cluster.timers.clone()))
         // Tries again, while policy, budget and the rest of the time allow.
         .layer_fn(|inner| Retry::new(inner, cluster.clone()))
         // An endpoint for each try, and what it made of it.

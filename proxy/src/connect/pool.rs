@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use futures_util::future::{LocalBoxFuture, Shared};
+use futures_util::future::{Either, LocalBoxFuture, Shared};
 use heddle_certs::SpiffeId;
 use http::{Request, Response};
 use hyper::{
@@ -138,7 +138,7 @@ impl Pool {
     /// that turns out to have been closed before the request was sent is replaced without a word.
     pub(crate) async fn send(
         self: &Rc<Self>,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         carried: Carried,
         dial: &Dial,
         mut on_connection: impl FnMut(&Via<'_>, &Request<Body>),
@@ -151,7 +151,7 @@ impl Pool {
             }
             let facts = lease.facts();
             on_connection(&Via { peer: facts.peer.as_ref(), connect, idle: facts.used.get().elapsed() }, &request);
-            let mut error = match lease.send(request).await {
+            let mut error = match lease.send(*request).await {
                 Ok(response) => {
                     if self.target.mesh.is_some() && is_expired(&response) {
                         lease.facts().until.set(Instant::now());
@@ -167,7 +167,7 @@ impl Pool {
                 Err(error) => error,
             };
             request = match error.take_message() {
-                Some(request) if connect.is_none() => request,
+                Some(request) if connect.is_none() => Box::new(request),
                 // A new connection that fails at once would do so again.
                 Some(_) => return Err(failure::unsent(error.error(), &self.who)),
                 None => return Err(failure::sent(error.error(), &self.who)),
@@ -336,10 +336,11 @@ impl Lease {
         }
     }
 
-    async fn send(&mut self, request: Request<Body>) -> Sent {
+    /// Hands the request over at once: it is large, and not kept in the future.
+    fn send(&mut self, request: Request<Body>) -> impl Future<Output = Sent> + use<> {
         match &mut self.0 {
-            Kind::Http1(connection, _) => connection.sender.try_send_request(request).await,
-            Kind::Http2(stream) => stream.send(request).await,
+            Kind::Http1(connection, _) => Either::Left(connection.sender.try_send_request(request)),
+            Kind::Http2(stream) => Either::Right(stream.send(request)),
         }
     }
 

@@ -44,7 +44,7 @@ async fn send(pool: &Rc<Pool>, carried: Carried, dial: &Dial) -> Result<(Respons
     if carried == Carried::Http1 {
         request.headers_mut().insert("host", http::HeaderValue::from_static("orders.shop"));
     }
-    let response = pool.send(request, carried, dial, |via, _| made = via.connect.is_some()).await?;
+    let response = pool.send(Box::new(request), carried, dial, |via, _| made = via.connect.is_some()).await?;
     Ok((response, made))
 }
 

@@ -1,12 +1,11 @@
 //! The app: requests to it over plaintext connections that are kept.
 
-use std::{cell::Cell, future::poll_fn, rc::Rc, time::SystemTime};
+use std::{cell::Cell, future::poll_fn, pin::pin, rc::Rc, task::Poll, time::SystemTime};
 
-use futures_util::future::{Either, select};
 use http::{HeaderValue, Request, Response, Version, request::Parts};
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 
 use super::access::{Connection, Port};
 use crate::{
@@ -50,7 +49,7 @@ pub(super) async fn send(
     let carried = if parts.version == Version::HTTP_2 { Carried::Http2 } else { Carried::Http1 };
     let reading = parts.extensions.remove();
     let mut body = Body::from(body).counted(exchange, &worker.common.limits).telling(reading);
-    let mut request = Request::from_parts(parts, ());
+    let mut request = Box::new(Request::from_parts(parts, Body::empty()));
     if let Some(expect) = front.expect {
         expect.listen(&mut request);
         body = body.expect(expect);
@@ -58,13 +57,14 @@ pub(super) async fn send(
     if let Some(protocol) = &front.upgrade {
         upgrade::ask(&mut request, protocol);
     }
-    let id = exchange.begin_attempt(None, span);
-    let answer = answer(worker, port, request.map(|()| body), carried, exchange, id);
-    let interrupted = poll_fn(|cx| exchange.poll_interrupted(cx));
-    let result = match select(std::pin::pin!(answer), interrupted).await {
-        Either::Left((result, _)) => result,
-        Either::Right((error, _)) => Err(error),
-    };
+    let id = exchange.begin_attempt(None, span, Instant::now());
+    *request.body_mut() = body;
+    let mut answer = pin!(answer(worker, port, request, carried, exchange, id));
+    let result = poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Pending => exchange.poll_interrupted(cx).map(Err),
+        answered => answered,
+    });
+    let result = result.await;
     let mut response = result.map_err(|error| {
         let error = as_of_app(error);
         let closed_by = (error.kind == ErrorKind::UpstreamReset).then_some(ClosedBy::Upstream);
@@ -102,7 +102,7 @@ fn finish(
 async fn answer(
     worker: &Worker,
     port: &Port,
-    request: Request<Body>,
+    request: Box<Request<Body>>,
     carried: Carried,
     exchange: &Exchange,
     id: AttemptId,
@@ -129,7 +129,7 @@ async fn answer(
     let result = pool.send(request, carried, &dial, on_connection).await;
     match (result, copy.take()) {
         (Err(error), Some(copy)) if error.kind == ErrorKind::UpstreamReset => {
-            let again = pool.send(copy, carried, &dial, |via, _| exchange.connected(id, via.connect, via.peer));
+            let again = pool.send(Box::new(copy), carried, &dial, |via, _| exchange.connected(id, via.connect, via.peer));
             Box::pin(again).await
         }
         (result, _) => result,

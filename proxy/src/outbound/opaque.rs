@@ -223,7 +223,7 @@ async fn open(worker: &Worker, destination: &Destination, record: &mut Connectio
     let retries = if instance.is_some() { 0 } else { cluster.policy().retry.max_retries };
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
-        let picked = cluster.pick(instance, &tried)?;
+        let picked = cluster.pick(instance, &tried, Instant::now())?;
         record.outcome.endpoint = Some(picked.endpoint().clone());
         let result = try_endpoint(worker, &cluster, &picked, record).await;
         let failed = result.as_ref().is_err_and(|error| is_of_endpoint(error.kind));

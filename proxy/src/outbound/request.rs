@@ -234,7 +234,7 @@ impl Forward {
         let exchange = exchange.clone();
         let context = Context { exchange, trace, rules, deadline, carried, expect: front.expect, instance };
         let rest = Rest { upgrade: front.upgrade, upgraded, chosen, idle: policy.idle_timeout };
-        Ok((Call { request, context }, rest))
+        Ok((Call { request: Box::new(request), context: Rc::new(context) }, rest))
     }
 }
 

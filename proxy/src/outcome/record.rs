@@ -9,6 +9,7 @@ use std::{
 
 use heddle_certs::SpiffeId;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
+use smallvec::SmallVec;
 
 use super::Error;
 use crate::{
@@ -100,8 +101,8 @@ pub struct RequestOutcome {
     pub peer_address: SocketAddr,
     /// Inbound: verified identity of the caller; outbound: of who answered.
     pub peer: Option<SpiffeId>,
-    /// Each try, in order; inbound at most one, to the app.
-    pub attempts: Vec<Attempt>,
+    /// Each try, in order, and nearly always one; inbound at most one, to the app.
+    pub attempts: SmallVec<[Attempt; 1]>,
     /// Why the last try, which failed, was not made again.
     pub retry_refused: Option<Refusal>,
     /// Of the request's body, as received.
@@ -143,8 +144,7 @@ impl RequestOutcome {
             authorization: None,
             peer_address,
             peer: None,
-            // Nearly always one.
-            attempts: Vec::with_capacity(1),
+            attempts: SmallVec::new(),
             retry_refused: None,
             request_bytes: 0,
             response_bytes: 0,

@@ -34,7 +34,7 @@ pub(super) struct Flow {
 impl Flow {
     /// A response begins.
     pub(super) fn begin(&self, settle: &Settle) {
-        self.deadline.set(settle.deadline.as_ref().map(|(sleep, kind)| (sleep.deadline(), *kind)));
+        self.deadline.set(settle.deadline.as_ref().map(|(timer, kind)| (timer.deadline(), *kind)));
         *self.exchange.borrow_mut() = settle.exchange.as_ref().map(Rc::downgrade).unwrap_or_default();
     }
 

@@ -120,9 +120,15 @@ struct State {
 pub(crate) struct Busy {
     state: Rc<State>,
     flow: Rc<Flow>,
+    multiplexed: bool,
 }
 
 impl Busy {
+    /// Whether others may be under way on the same connection.
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.multiplexed
+    }
+
     pub(super) fn flow(&self) -> &Rc<Flow> {
         &self.flow
     }
@@ -140,7 +146,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let Self { state, flow } = self;
+        let Self { state, flow, .. } = self;
         flow.end();
         state.requests.update(|requests| requests - 1);
         if state.requests.get() == 0 {
@@ -172,7 +178,7 @@ impl Watch {
         self.state.activity.clear(true);
         self.state.requests.update(|requests| requests + 1);
         let flow = if self.multiplexed { Rc::default() } else { self.state.flow.clone() };
-        Busy { state: self.state.clone(), flow }
+        Busy { state: self.state.clone(), flow, multiplexed: self.multiplexed }
     }
 
     /// A request of HTTP/1.1 has begun, which is `whole`, or the `last` of its connection by what the caller says.

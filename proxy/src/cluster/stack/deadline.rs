@@ -3,12 +3,11 @@
 use std::{
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http::Response;
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep_until};
 use tower::Service;
 
 use super::Call;
@@ -16,17 +15,19 @@ use crate::{
     body::Body,
     exchange::Exchange,
     outcome::{Error, ErrorKind},
+    timer::{Timer, Timers},
 };
 
 /// Gives up a request whose time is over, be it before or in the middle of the response.
 #[derive(Clone, Debug)]
 pub(crate) struct Deadline<S> {
     inner: S,
+    timers: Timers,
 }
 
 impl<S> Deadline<S> {
-    pub(super) fn new(inner: S) -> Self {
-        Self { inner }
+    pub(super) fn new(inner: S, timers: Timers) -> Self {
+        Self { inner, timers }
     }
 }
 
@@ -40,18 +41,15 @@ impl<S: Service<Call, Response = Response<Body>, Error = Error>> Service<Call> f
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let timer = call.context.deadline.map(|(at, kind)| Timer {
-            sleep: Box::pin(sleep_until(at)),
-            kind,
-            exchange: call.context.exchange.clone(),
-        });
-        Limited { inner: self.inner.call(call), timer }
+        let exchange = call.context.exchange.clone();
+        let limit = call.context.deadline.map(|(at, kind)| Limit { timer: self.timers.until(at), kind, exchange });
+        Limited { inner: self.inner.call(call), limit }
     }
 }
 
-/// On the heap, as the body takes it over.
-struct Timer {
-    sleep: Pin<Box<Sleep>>,
+/// Until the response's headers; then its body takes the timer over.
+struct Limit {
+    timer: Timer,
     kind: ErrorKind,
     exchange: Rc<Exchange>,
 }
@@ -61,7 +59,7 @@ pin_project! {
     pub(crate) struct Limited<F> {
         #[pin]
         inner: F,
-        timer: Option<Timer>,
+        limit: Option<Limit>,
     }
 }
 
@@ -71,16 +69,14 @@ impl<F: Future<Output = Result<Response<Body>, Error>>> Future for Limited<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Poll::Ready(result) = this.inner.poll(cx) {
-            let timer = this.timer.take();
+            let limit = this.limit.take();
             return Poll::Ready(result.map(|mut response| {
-                response.body_mut().settle().deadline = timer.map(|Timer { sleep, kind, .. }| (sleep, kind));
+                response.body_mut().settle().deadline = limit.map(|Limit { timer, kind, .. }| (timer, kind));
                 response
             }));
         }
-        let Some(Timer { sleep, kind, exchange }) = this.timer else { return Poll::Pending };
-        if sleep.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
+        let Some(Limit { timer, kind, exchange }) = this.limit else { return Poll::Pending };
+        ready!(timer.poll(cx));
         let waited = exchange.started().elapsed().as_millis();
         let error = Error::new(*kind, format!("no response within {waited} ms")).after_send();
         // The try that is under way, if one is, is what took too long.

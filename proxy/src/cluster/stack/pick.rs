@@ -46,10 +46,11 @@ impl<S> Pick<S> {
             })
             .unwrap_or_default();
         let number = u32::try_from(tried.len() + 1).unwrap_or(u32::MAX);
-        let picked = self.cluster.pick(context.instance, &tried)?;
+        let now = Instant::now();
+        let picked = self.cluster.pick(context.instance, &tried, now)?;
         let pool = self.cluster.pool(picked.endpoint())?;
         let trace = context.trace.child(&mut *self.cluster.rng.borrow_mut());
-        let id = context.exchange.begin_attempt(Some(picked.endpoint().clone()), trace.span_id());
+        let id = context.exchange.begin_attempt(Some(picked.endpoint().clone()), trace.span_id(), now);
         Ok(Try { request, context, id, number, trace, picked: Rc::new(picked), pool })
     }
 }

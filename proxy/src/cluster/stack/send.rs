@@ -7,7 +7,6 @@ use std::{
 
 use futures_util::future::LocalBoxFuture;
 use http::Response;
-use tokio::time::Instant;
 use tower::Service;
 
 use super::Try;
@@ -43,7 +42,7 @@ impl Service<Try> for Send {
             if picked.endpoint().meshed {
                 headers::set_attempt(request.headers_mut(), number);
                 if let Some((at, _)) = context.deadline {
-                    headers::set_deadline(request.headers_mut(), at.saturating_duration_since(Instant::now()));
+                    headers::set_deadline(request.headers_mut(), at.saturating_duration_since(id.started()));
                 }
             }
             if let Some(expect) = &context.expect {

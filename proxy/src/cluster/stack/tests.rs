@@ -35,7 +35,7 @@ async fn next<R>(handle: &mut Answers<R>) -> (R, SendResponse<Response<Body>>) {
     handle.next_request().await.expect("a request")
 }
 
-fn context(change: impl FnOnce(&mut Context)) -> (Context, Rc<RefCell<Vec<Outcome>>>) {
+fn context(change: impl FnOnce(&mut Context)) -> (Rc<Context>, Rc<RefCell<Vec<Outcome>>>) {
     let outcomes: Rc<RefCell<Vec<Outcome>>> = Rc::default();
     let sink = outcomes.clone();
     let mut rng = rand::rng();
@@ -55,12 +55,12 @@ fn context(change: impl FnOnce(&mut Context)) -> (Context, Rc<RefCell<Vec<Outcom
         instance: None,
     };
     change(&mut context);
-    (context, outcomes)
+    (context.into(), outcomes)
 }
 
 fn a_call(change: impl FnOnce(&mut Context)) -> Call {
     let (context, _) = context(change);
-    Call { request: Request::new(Body::empty()), context }
+    Call { request: Request::new(Body::empty()).into(), context }
 }
 
 fn retrying(change: impl FnOnce(&mut RetryPolicy)) -> impl FnOnce(&mut Context) {
@@ -121,8 +121,8 @@ async fn a_deadline_ends_what_waits_for_headers() {
     let at = Instant::now() + Duration::from_secs(1);
     let call = a_call(|context| context.deadline = Some((at, ErrorKind::RequestTimeout)));
     let exchange = call.context.exchange.clone();
-    let id = exchange.begin_attempt(None, crate::trace_context::SpanId([1; 8]));
-    let mut sent = spawn(Deadline::new(inner).oneshot(call));
+    let id = exchange.begin_attempt(None, crate::trace_context::SpanId([1; 8]), Instant::now());
+    let mut sent = spawn(Deadline::new(inner, Default::default()).oneshot(call));
     assert_pending!(sent.poll());
     let _unanswered = next(&mut handle).await;
     advance(Duration::from_millis(999)).await;
@@ -139,7 +139,7 @@ async fn a_deadline_ends_a_response_that_does_not_end() {
     let (inner, mut handle) = inner();
     let at = Instant::now() + Duration::from_secs(1);
     let call = a_call(|context| context.deadline = Some((at, ErrorKind::DeadlineExceeded)));
-    let mut sent = spawn(Deadline::new(inner).oneshot(call));
+    let mut sent = spawn(Deadline::new(inner, Default::default()).oneshot(call));
     assert_pending!(sent.poll());
     next(&mut handle).await.1.send_response(Response::new(Body::scripted(&["one"], false)));
     let mut body = assert_ready!(sent.poll()).unwrap().into_body();
@@ -163,12 +163,12 @@ async fn a_try_has_its_own_time() {
     assert!(!error.never_sent, "it may have arrived");
 }
 
-fn a_try(cluster: &Cluster, context: Context) -> Try {
-    let picked = cluster.pick(None, &[]).unwrap();
+fn a_try(cluster: &Cluster, context: Rc<Context>) -> Try {
+    let picked = cluster.pick(None, &[], Instant::now()).unwrap();
     let pool = cluster.pool(picked.endpoint()).unwrap();
-    let id = context.exchange.begin_attempt(None, context.trace.span_id());
+    let id = context.exchange.begin_attempt(None, context.trace.span_id(), Instant::now());
     let trace = context.trace.clone();
-    Try { request: Request::new(Body::empty()), context, id, number: 1, trace, picked: Rc::new(picked), pool }
+    Try { request: Request::new(Body::empty()).into(), context, id, number: 1, trace, picked: Rc::new(picked), pool }
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,7 +255,7 @@ async fn each_try_has_an_endpoint_of_its_own_and_a_span() {
     let (context, outcomes) = context(|_| {});
     let mut tried = Vec::new();
     for number in 1..=3 {
-        let call = Call { request: Request::new(Body::empty()), context: context.clone() };
+        let call = Call { request: Request::new(Body::empty()).into(), context: context.clone() };
         let mut sent = spawn(Pick::new(inner.clone(), cluster.clone()).oneshot(call));
         assert_pending!(sent.poll());
         let (this_try, reply) = next(&mut handle).await;

@@ -247,8 +247,8 @@ impl Stream {
         Self(connection)
     }
 
-    pub(super) async fn send(&self, request: Request<Body>) -> super::Sent {
-        self.0.sender.clone().try_send_request(request).await
+    pub(super) fn send(&self, request: Request<Body>) -> impl Future<Output = super::Sent> + use<> {
+        self.0.sender.clone().try_send_request(request)
     }
 
     /// Whether it may be made a tunnel (RFC 8441). Peer proxies allow it, and ask their apps.
