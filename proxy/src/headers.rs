@@ -31,9 +31,7 @@ use std::{fmt::Write as _, net::IpAddr};
 use heddle_certs::SpiffeId;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
-    header::{
-        CONNECTION, FORWARDED, HOST, TE, TRANSFER_ENCODING, VIA,
-    },
+    header::{CONNECTION, FORWARDED, HOST, TE, TRANSFER_ENCODING, VIA},
 };
 
 pub(crate) use self::copy::Copied;

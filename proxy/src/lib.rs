@@ -60,8 +60,8 @@ pub mod state;
 mod stream;
 mod tcp;
 pub mod telemetry;
-mod timer;
 #[cfg(any(test, fuzzing))]
 mod testing;
+mod timer;
 pub mod trace_context;
 pub mod worker;

@@ -38,7 +38,8 @@ impl Copied {
 }
 
 fn next(rest: &mut &[u8]) -> Option<(HeaderName, HeaderValue)> {
-    let mut length = || rest.split_off(..size_of::<u32>()).map(|bytes| u32::from_ne_bytes(bytes.try_into().expect("four")));
+    let mut length =
+        || rest.split_off(..size_of::<u32>()).map(|bytes| u32::from_ne_bytes(bytes.try_into().expect("four")));
     let (name, value) = (length()? as usize, length()? as usize);
     let sensitive = *rest.split_off_first()? != 0;
     let name = HeaderName::from_bytes(rest.split_off(..name)?).expect("a copied name");

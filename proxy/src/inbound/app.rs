@@ -129,7 +129,8 @@ async fn answer(
     let result = pool.send(request, carried, &dial, on_connection).await;
     match (result, copy.take()) {
         (Err(error), Some(copy)) if error.kind == ErrorKind::UpstreamReset => {
-            let again = pool.send(Box::new(copy), carried, &dial, |via, _| exchange.connected(id, via.connect, via.peer));
+            let again =
+                pool.send(Box::new(copy), carried, &dial, |via, _| exchange.connected(id, via.connect, via.peer));
             Box::pin(again).await
         }
         (result, _) => result,

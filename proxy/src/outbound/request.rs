@@ -216,8 +216,8 @@ impl Forward {
         let Self { front, mut parts, body, upgraded, trace, chosen, instance } = self;
         if let Some(chosen) = &chosen {
             chosen.apply_to_request(&mut parts.uri, &mut parts.headers)?;
+            exchange.note(|outcome| outcome.uri = parts.uri.clone());
         }
-        exchange.note(|outcome| outcome.uri = parts.uri.clone());
         let policy = cluster.policy();
         let rules = Rules::new(chosen.as_ref().map(|chosen| &*chosen.rule), &policy);
         let deadline = stack::deadline(&rules, headers::deadline(&parts.headers), exchange.started());

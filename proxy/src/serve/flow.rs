@@ -3,13 +3,13 @@
 
 use std::{
     cell::{Cell, RefCell},
-    pin::{Pin, pin},
+    future::Future,
+    pin::Pin,
     rc::{Rc, Weak},
     task::{Context, Poll, ready},
 };
 
-use std::future::{Future, poll_fn};
-
+use pin_project_lite::pin_project;
 use tokio::time::{Duration, Instant, Sleep};
 
 use super::watch::{Busy, poll_until};
@@ -161,15 +161,29 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
             tokio::task::spawn_local(future);
             return;
         };
-        let mut overdue = Overdue::new(self.limit);
-        tokio::task::spawn_local(async move {
-            let mut future = pin!(future);
-            poll_fn(|cx| match future.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(()),
-                // Dropped in the middle, the stream is reset.
-                Poll::Pending => overdue.poll(&flow, cx),
-            })
-            .await;
-        });
+        tokio::task::spawn_local(Watched { future, flow, overdue: Overdue::new(self.limit) });
+    }
+}
+
+pin_project! {
+    /// hyper's task for a stream. (No async block: that would have twice its size, for a move of what it is made from.)
+    struct Watched<F> {
+        #[pin]
+        future: F,
+        flow: Rc<Flow>,
+        overdue: Overdue,
+    }
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        match this.future.poll(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            // Dropped in the middle, the stream is reset.
+            Poll::Pending => this.overdue.poll(this.flow, cx),
+        }
     }
 }

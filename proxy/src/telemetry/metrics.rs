@@ -17,11 +17,11 @@ use std::{
 use http::{Method, StatusCode};
 use prometheus::{Encoder, IntCounter, IntGauge, Opts, Registry, TextEncoder, core::Collector};
 
+pub use self::signals::{Accepted, Open, Signals};
 use self::{
     last::{Labels, Last},
     sharded::{Cell, Collected, Counter, Durations, Family, Local},
 };
-pub use self::signals::{Accepted, Open, Signals};
 use super::trace::Counts;
 use crate::{
     cluster::retry::Refusal,

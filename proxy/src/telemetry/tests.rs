@@ -110,7 +110,9 @@ async fn what_is_like_the_request_before_is_counted_alike() {
     ] {
         assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
     }
-    for (start, count) in [("http_client_request_duration_seconds_count", 10), ("http_server_request_duration_seconds_count", 4)] {
+    for (start, count) in
+        [("http_client_request_duration_seconds_count", 10), ("http_server_request_duration_seconds_count", 4)]
+    {
         let counts = text.lines().filter(|line| line.starts_with(start));
         let sum: u32 = counts.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u32>().unwrap()).sum();
         assert_eq!(sum, count, "{text}");

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    pin::pin,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
 };
@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use http::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
 use tokio::{
     sync::Notify,
     task::spawn_local,
@@ -198,17 +199,28 @@ impl Pool {
 
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Executor {
     fn execute(&self, future: F) {
-        let Self { turn, news } = self.clone();
-        spawn_local(async move {
-            let mut future = pin!(future);
-            poll_fn(|cx| {
-                let result = future.as_mut().poll(cx);
-                turn.ends(cx);
-                news.notify_waiters();
-                result
-            })
-            .await
-        });
+        spawn_local(Run { future, executor: self.clone() });
+    }
+}
+
+pin_project! {
+    /// One of hyper's tasks. (No async block: that would have twice its size, for a move of what it is made from.)
+    struct Run<F> {
+        #[pin]
+        future: F,
+        executor: Executor,
+    }
+}
+
+impl<F: Future> Future for Run<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let result = this.future.poll(cx);
+        this.executor.turn.ends(cx);
+        this.executor.news.notify_waiters();
+        result
     }
 }
 
