@@ -109,7 +109,7 @@ pub(crate) enum Command {
     /// Print the Kubernetes manifests of the control plane, for `kubectl apply -f -`. Applying them again, or those of a
     /// newer version, is safe.
     Install(InstallArgs),
-    /// Print what `kubectl delete -f -` is to remove of an installation.
+    /// Print what `kubectl delete --ignore-not-found -f -` is to remove of an installation.
     Uninstall(UninstallArgs),
     /// Choose which control plane to talk to.
     #[command(subcommand)]

@@ -60,7 +60,7 @@ pub(crate) async fn install(args: &InstallArgs, paint: &Paint) -> Result<u8, Err
 pub(crate) fn uninstall(args: &UninstallArgs) -> Result<u8, Error> {
     let default = Values::default();
     let values = Values { namespace: args.namespace.clone().unwrap_or(default.namespace.clone()), ..default };
-    let head = "to remove: heddle uninstall | kubectl delete -f - (the mesh's keys, objects and certificates go, too; \
+    let head = "to remove: heddle uninstall | kubectl delete --ignore-not-found -f - (the mesh's keys, objects and certificates go, too; \
                 restart injected workloads afterwards, so that they lose their proxies)";
     output::print(&documents(head, &install::removals(&values))?)?;
     Ok(exit::OK)

@@ -23,8 +23,7 @@ spec:
 ";
 
 /// What is chosen besides the defaults.
-const SETTINGS: [&str; 4] =
-    ["--set", "webhook.enabled=false", "--set", "tracingEndpoint=http://jaeger.observability.svc:4317"];
+const SETTINGS: [&str; 2] = ["--set", "tracingEndpoint=http://jaeger.observability.svc:4317"];
 
 /// What `heddle install` prints.
 fn manifests(more: &[&str]) -> String {
@@ -84,7 +83,7 @@ pub(crate) fn again_changes_nothing(world: &mut World) {
 pub(crate) fn uninstalls(world: &mut World) {
     world.forward = None;
     let removals = world.heddle(&["uninstall"], "").expect("manifests");
-    let removed = world.kubectl_with(&["delete", "--timeout=90s", "-f", "-"], &removals);
+    let removed = world.kubectl_with(&["delete", "--ignore-not-found", "--timeout=90s", "-f", "-"], &removals);
     removed.unwrap_or_else(|error| panic!("{error}"));
     let kinds = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,namespaces";
     let left = world.kubectl(&format!("get {kinds} -l app.kubernetes.io/part-of=heddle -o name"));
