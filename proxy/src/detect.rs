@@ -9,7 +9,7 @@ use std::{io, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::stream::Stream;
@@ -18,6 +18,8 @@ use crate::stream::Stream;
 const MAX: usize = 64 << 10;
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a record of a TLS handshake begins with (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 0x16;
 /// Longest method looked for: a long one that somebody made up is opaque, which loses routes, not bytes.
 const LONGEST_METHOD: usize = 32;
 
@@ -56,7 +58,7 @@ impl Scan {
     /// What the bytes so far say: those of before, and more.
     fn classify(&mut self, bytes: &[u8]) -> Option<Detected> {
         match bytes.first()? {
-            0x16 => self.classify_tls(bytes),
+            &HANDSHAKE => self.classify_tls(bytes),
             _ if bytes.starts_with(PREFACE) => Some(Detected::Http2),
             _ if PREFACE.starts_with(bytes) => None,
             _ => self.classify_request_line(bytes),
@@ -132,8 +134,14 @@ pub(crate) struct Peek {
 }
 
 impl Peek {
-    /// Reads until it is known what the client speaks. Cancel safe: asked again, it goes on.
-    pub(crate) async fn classify(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Detected> {
+    /// Reads until it is known what the client speaks. What has begun like a request line and does not go on for
+    /// `patience` is opaque: some protocols begin with a word, and the client waits for its answer. Cancel safe:
+    /// asked again, it goes on.
+    pub(crate) async fn classify(
+        &mut self,
+        stream: &mut (impl AsyncRead + Unpin),
+        patience: Duration,
+    ) -> io::Result<Detected> {
         loop {
             if let Some(detected) = self.scan.classify(&self.bytes) {
                 return Ok(detected);
@@ -141,7 +149,16 @@ impl Peek {
             if self.bytes.len() == self.bytes.capacity() {
                 self.bytes.reserve(4 << 10);
             }
-            if stream.read_buf(&mut self.bytes).await? == 0 {
+            // A handshake goes on, and what says nothing may be waiting itself.
+            let may_be_a_word = self.bytes.first().is_some_and(|first| *first != HANDSHAKE);
+            let read = stream.read_buf(&mut self.bytes);
+            let n = if may_be_a_word {
+                let Ok(read) = timeout(patience, read).await else { return Ok(Detected::Opaque) };
+                read?
+            } else {
+                read.await?
+            };
+            if n == 0 {
                 return Ok(if self.bytes.is_empty() { Detected::Ended } else { Detected::Opaque });
             }
         }
@@ -157,7 +174,7 @@ impl Peek {
 /// HTTP and does not go on in that time is [`Detected::Silent`] like what says nothing: the rest may come.
 pub(crate) async fn detect(stream: &mut Stream, wait: Duration) -> io::Result<Detected> {
     let mut peek = Peek::default();
-    let result = timeout_at(Instant::now() + wait, peek.classify(stream)).await;
+    let result = timeout_at(Instant::now() + wait, peek.classify(stream, Duration::MAX)).await;
     stream.put_back(peek.into_bytes());
     result.unwrap_or(Ok(Detected::Silent))
 }
@@ -272,6 +289,36 @@ mod tests {
         stream.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "GET / HTTP/1.1\r\n");
         assert_eq!(detect(&mut stream, Duration::from_millis(50)).await.unwrap(), Detected::Ended);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_that_does_not_go_on_is_no_request_line() {
+        const PATIENCE: Duration = Duration::from_millis(50);
+        for (begun, expected) in [
+            (&b"ruok"[..], Some(Detected::Opaque)),
+            (b"GET / HT", Some(Detected::Opaque)),
+            (b"\x16\x03", None),
+            (b"", None),
+        ] {
+            let (mut client, mut near) = duplex(64);
+            client.write_all(begun).await.unwrap();
+            let mut peek = Peek::default();
+            let since = Instant::now();
+            let said = timeout(PATIENCE * 9, peek.classify(&mut near, PATIENCE)).await;
+            assert_eq!(said.ok().map(Result::unwrap), expected, "{begun:?}");
+            assert_eq!(expected.is_some(), since.elapsed() == PATIENCE, "{begun:?}");
+            assert_eq!(&*peek.into_bytes(), begun);
+        }
+        let (mut client, mut near) = duplex(64);
+        let slowly = async {
+            for byte in b"GET / HTTP/1.1\r\n" {
+                tokio::time::sleep(PATIENCE / 2).await;
+                client.write_u8(*byte).await.unwrap();
+            }
+        };
+        let mut peek = Peek::default();
+        let (said, ()) = tokio::join!(peek.classify(&mut near, PATIENCE), slowly);
+        assert_eq!(said.unwrap(), Detected::Http1);
     }
 
     fn client_hello(name: &'static str) -> Vec<u8> {

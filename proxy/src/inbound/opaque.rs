@@ -24,6 +24,9 @@ use crate::{
     tcp,
 };
 
+/// The rest of a request line that a caller has begun comes within this time, also where a network has lost it once.
+const GOES_ON: Duration = Duration::from_secs(1);
+
 /// From a peer proxy, which is told whether it gets in.
 pub(super) async fn serve_meshed(
     mut stream: Stream,
@@ -106,7 +109,7 @@ pub(super) async fn wait_for_first(
         };
         tokio::select! {
             biased;
-            detected = peek.classify(stream) => Spoke::Caller(detected.unwrap_or(Detected::Ended)),
+            detected = peek.classify(stream, GOES_ON) => Spoke::Caller(detected.unwrap_or(Detected::Ended)),
             spoke = others => spoke,
             () = common.life.reached(Stage::Closing) => Spoke::Closing,
         }

@@ -104,7 +104,7 @@ pub(super) async fn serve_silent(
         };
         tokio::select! {
             biased;
-            detected = peek.classify(&mut stream) => First::Client(detected.unwrap_or(Detected::Ended)),
+            detected = peek.classify(&mut stream, worker.common.limits.detect_timeout) => First::Client(detected.unwrap_or(Detected::Ended)),
             first = upstream => first,
             () = worker.common.life.reached(Stage::Closing) => First::Closing,
         }

@@ -3,6 +3,7 @@
 mod allocations;
 mod cut;
 mod drain;
+mod ends;
 mod far;
 mod http;
 mod instance;

@@ -148,6 +148,28 @@ fn a_silent_client_may_turn_out_to_speak_http() {
 }
 
 #[test]
+fn a_word_that_waits_for_its_answer_arrives() {
+    run(async {
+        // It could be a method, and its line has no end.
+        let app = app::tcp(|mut socket| async move {
+            let mut word = [0; 4];
+            socket.read_exact(&mut word).await.unwrap();
+            assert_eq!(&word, b"ruok");
+            socket.write_all(b"imok").await.unwrap();
+        })
+        .await;
+        let Pair { caller, .. } = pair(Protocol::Detect, app);
+        for _ in 0..2 {
+            let mut socket = TcpStream::connect(caller.address()).await.unwrap();
+            socket.write_all(b"ruok").await.unwrap();
+            let mut answer = [0; 4];
+            socket.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"imok");
+        }
+    });
+}
+
+#[test]
 fn who_waits_for_a_greeting_that_cannot_come_is_not_left_waiting() {
     run(async {
         let mesh = TestMesh::new();
