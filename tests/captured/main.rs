@@ -2,6 +2,7 @@
 //! that know nothing of any of it. Root only.
 
 mod inbound;
+mod link;
 mod outbound;
 mod protocols;
 mod rules;

@@ -28,6 +28,10 @@ async fn by_address_and_vip(family: Family) {
         }
     })
     .await;
+    // By name is by address: DNS has been asked by the app.
+    let answer = world.curl(&["--connect-to", &format!("::{vip}:"), "http://echo.test/"]);
+    assert_eq!((answer.status, answer.header("x-host")), (200, Some("echo.test")), "{answer:?}");
+    assert!(answer.header("x-client").is_some_and(|client| client.contains("/sa/client")), "{answer:?}");
     let answer = world.curl(&[&format!("http://{vip}:8080/")]);
     assert_eq!(answer.header("heddle-error"), Some("unknown-destination"), "not a port of the service: {answer:?}");
 }

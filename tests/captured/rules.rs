@@ -66,6 +66,38 @@ fn iptables_rules_are_set_again_as_often_as_one_likes_and_removed() {
     }
 }
 
+/// A program that stands in the way of another, in a folder that comes first in `PATH`.
+fn instead_of(program: &str, script: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join(program);
+    std::fs::write(&path, script).expect("a file");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its owner");
+    folder
+}
+
+#[test]
+fn iptables_rules_are_set_for_both_families_or_for_none() {
+    let Some(pair) = Pair::new() else { return };
+    if peer::find("iptables").is_none() {
+        return;
+    }
+    let saved = || pair.a.sh("iptables -t nat -S; ip6tables -t nat -S");
+    let before = saved();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let broken = instead_of("ip6tables-restore", "#!/bin/sh\ncat > /dev/null; echo no such family >&2; exit 2\n");
+    let mut command = pair.a.command("env");
+    command.arg(format!("PATH={}:{path}", broken.path().display())).arg(heddle_tests::process::binary("heddle-proxy"));
+    let output = command.args(["capture", "--backend", "iptables"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("no such family"), "{output:?}");
+    assert_eq!(saved(), before, "what IPv4 had been given is taken back");
+    // Nor does a dry run do anything.
+    let written = capture(&pair.a, &["--backend", "iptables", "--dry-run"]);
+    assert!(written.contains("# iptables-restore") && written.contains("# ip6tables-restore"), "{written}");
+    assert_eq!(saved(), before);
+}
+
 #[tokio::test]
 async fn iptables_rules_capture_the_same() {
     for family in [Family::V4, Family::V6] {
@@ -96,25 +128,34 @@ async fn what_stays_in_the_pod_and_what_is_skipped_is_left_alone() {
     capture(&world.pair.a, &["--skip-outbound-ports", "8082", "--skip-subnets", "10.77.0.0/16,fd00::/8"]);
     let answer = world.curl(&[&world.url(8082)]);
     assert_eq!((answer.status, answer.header("x-client")), (200, None), "as without a sidecar: {answer:?}");
-    let answer = world.curl(&["http://10.77.0.1:8082/"]);
-    assert_eq!((answer.status, answer.header("via")), (200, None), "{answer:?}");
+    for url in ["http://10.77.0.1:8082/", "http://[fd77::1]:8082/"] {
+        let answer = world.curl(&[url]);
+        assert_eq!((answer.status, answer.header("via")), (200, None), "{answer:?}");
+    }
     let answer = world.curl(&[&world.url(8080)]);
     assert!(answer.header("x-client").is_some(), "and the rest is not: {answer:?}");
 }
 
 #[tokio::test]
 async fn dns_is_left_alone_over_udp_and_tcp() {
-    let Some(world) = World::start(Family::V4).await else { return };
+    for family in [Family::V4, Family::V6] {
+        dns(family).await;
+    }
+}
+
+async fn dns(family: Family) {
+    let Some(world) = World::start(family).await else { return };
+    let server = std::net::SocketAddr::new(world.pair.b.address(family), 53);
     // What answers is in the server's namespace, like this thread.
     capture(&world.pair.b, &["--remove"]);
-    let udp = tokio::net::UdpSocket::bind("10.88.0.2:53").await.expect("root may");
+    let udp = tokio::net::UdpSocket::bind(server).await.expect("root may");
     tokio::spawn(async move {
         let mut asked = [0; 64];
         while let Ok((read, from)) = udp.recv_from(&mut asked).await {
             let _ = udp.send_to(&asked[..read], from).await;
         }
     });
-    let tcp = tokio::net::TcpListener::bind("10.88.0.2:53").await.expect("root may");
+    let tcp = tokio::net::TcpListener::bind(server).await.expect("root may");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = tcp.accept().await {
             let (mut read, mut write) = stream.split();
@@ -122,7 +163,7 @@ async fn dns_is_left_alone_over_udp_and_tcp() {
         }
     });
     for transport in ["udp", "tcp"] {
-        let line = format!("exec 3<>/dev/{transport}/10.88.0.2/53; echo query >&3; timeout 5 head -n 1 <&3");
+        let line = format!("exec 3<>/dev/{transport}/{}/53; echo query >&3; timeout 5 head -n 1 <&3", server.ip());
         let mut command = tokio::process::Command::from(world.pair.a.command("setpriv"));
         command.args(["--reuid=2103", "--clear-groups", "bash", "-c", &line]);
         let output = command.output().await.expect("bash runs");

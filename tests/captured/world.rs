@@ -1,21 +1,18 @@
 //! Clients in one namespace, servers in the other, a proxy in each, and traffic redirected to them.
 
 use std::{
-    net::SocketAddr,
-    process::{Command, Output},
+    net::{IpAddr, SocketAddr},
+    process::Command,
 };
 
+pub(crate) use heddle_tests::captured::{APP, PROXY, capture};
 use heddle_tests::{
+    captured::captured,
     mesh::{Mesh, Proxy, ProxySpec},
     netns::{Family, Namespace, Pair},
     peer,
-    process::{Process, binary},
+    process::Process,
 };
-
-/// The user that proxies run as.
-pub(crate) const PROXY: u32 = 2102;
-/// Another user than that and root.
-pub(crate) const APP: u32 = 2103;
 
 /// `echo` serves what nginx has on 8080, `private` what it has on 8081 of loopback alone, `open` what it has on 8082
 /// and lets those without a sidecar in; 8083 is no service.
@@ -149,6 +146,14 @@ impl World {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
+    /// How an app reaches what listens at this port of the server's pod, which is port 90 of the service: at the
+    /// instance's address and at the service's, of both families.
+    pub(crate) fn destinations(&self, port: u16) -> Vec<SocketAddr> {
+        let instance = SocketAddr::new(self.pair.b.address(self.family), port);
+        let service: [IpAddr; 2] = [[10, 99, 0, 1].into(), [0xfd99, 0, 0, 0, 0, 0, 0, 1].into()];
+        service.into_iter().map(|ip| SocketAddr::new(ip, 90)).chain([instance]).collect()
+    }
+
     /// An address by family.
     pub(crate) fn pick<'a>(&self, v4: &'a str, v6: &'a str) -> &'a str {
         if self.family == Family::V4 { v4 } else { v6 }
@@ -175,23 +180,6 @@ impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
-}
-
-/// `heddle-proxy capture`, as root there.
-pub(crate) fn capture(namespace: &Namespace, arguments: &[&str]) -> String {
-    let mut command = namespace.command("env");
-    command.arg(binary("heddle-proxy")).arg("capture").args(arguments);
-    let Output { status, stdout, stderr } = command.output().expect("it runs");
-    assert!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));
-    String::from_utf8_lossy(&stdout).into_owned()
-}
-
-fn captured(namespace: &Namespace, family: Family) -> ProxySpec {
-    let ip = namespace.address(family);
-    let at = |port: u16| SocketAddr::new(ip, port).to_string();
-    let flags = ["--inbound", "0.0.0.0:15006,[::]:15006", "--captured", "15001", "--health"].map(str::to_owned);
-    let flags = flags.into_iter().chain([at(15020)]).collect();
-    ProxySpec { flags, wrapper: namespace.wrapper(), uid: Some(PROXY), ..ProxySpec::default() }
 }
 
 fn nginx(namespace: &Namespace, mesh: &Mesh) -> Process {

@@ -2,6 +2,7 @@
 //!
 //! Each test has a mesh of its own and they run one after another, so that the load is the only one.
 
+mod captured;
 mod scale;
 
 use std::time::Duration;
@@ -83,6 +84,25 @@ async fn assert_whole(what: &str, load: tokio::task::JoinHandle<Report>) {
     report.assert_nothing_lost(u64::from(RATE) * TIME.as_secs());
 }
 
+/// A route that differs from those of other numbers.
+fn route(number: u32) -> String {
+    format!(
+        "
+apiVersion: heddle.dev/v1
+kind: HTTPRoute
+metadata: {{ name: echo, namespace: test }}
+spec:
+  parentRefs: [{{ name: echo }}]
+  rules:
+    - name: rule-{number}
+      filters:
+        - type: ResponseHeaderModifier
+          responseHeaderModifier: {{ set: [{{ name: x-change, value: '{number}' }}] }}
+      backendRefs: [{{ name: echo }}]
+"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_certificates_rotate_every_two_seconds() {
     let _alone = ALONE.lock().await;
@@ -118,24 +138,7 @@ async fn while_routes_change_ten_times_a_second() {
     while !load.is_finished() {
         changes.tick().await;
         number += 1;
-        world
-            .mesh
-            .apply(&format!(
-                "
-apiVersion: heddle.dev/v1
-kind: HTTPRoute
-metadata: {{ name: echo, namespace: test }}
-spec:
-  parentRefs: [{{ name: echo }}]
-  rules:
-    - name: rule-{number}
-      filters:
-        - type: ResponseHeaderModifier
-          responseHeaderModifier: {{ set: [{{ name: x-change, value: '{number}' }}] }}
-      backendRefs: [{{ name: echo }}]
-"
-            ))
-            .await;
+        world.mesh.apply(&route(number)).await;
     }
     assert!(number >= 200, "only {number} changes");
     assert_whole("routes changing", load).await;

@@ -1,4 +1,4 @@
-"""AMQP 0-9-1 against the port of the first argument: confirms, large messages, acknowledgements, a consumer that waits."""
+"""AMQP 0-9-1: confirms, large messages, acknowledgements, a consumer that waits. Usage: amqp_client.py HOST PORT SECONDS"""
 
 import sys
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pika
 
-settings = pika.ConnectionParameters(host="127.0.0.1", port=int(sys.argv[1]), heartbeat=2)
+settings = pika.ConnectionParameters(host=sys.argv[1], port=int(sys.argv[2]), heartbeat=2)
 bodies = [bytes([n % 251]) * size for n, size in enumerate([0, 1, 100, 4096, 200_000, 3_000_000] * 5)]
 
 consumer = pika.BlockingConnection(settings)
@@ -16,8 +16,8 @@ taking.basic_qos(prefetch_count=3)
 
 
 def publish():
-    # The consumer waits for longer than two heartbeats before there is anything.
-    time.sleep(5)
+    # Nothing is there for so long, which may be longer than two heartbeats.
+    time.sleep(int(sys.argv[3]))
     connection = pika.BlockingConnection(settings)
     channel = connection.channel()
     channel.confirm_delivery()

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use heddle_tests::peer;
+use heddle_tests::{peer, process::succeed};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     nginx::Nginx,
-    world::{Service, World, succeed},
+    world::{Service, World},
 };
 
 /// Both versions of HTTP: curl's flag, and the service that speaks it.

@@ -2,12 +2,15 @@
 
 use std::{path::PathBuf, process::Command};
 
-use heddle_tests::{peer, ports::free_port, process::Process};
+use heddle_tests::{
+    peer,
+    ports::{free_port, listening},
+    process::{Process, succeed},
+};
 
 use crate::{
-    nginx::listening,
     websocket::node,
-    world::{Service, World, script, succeed},
+    world::{Service, World, script},
 };
 
 struct Calls {

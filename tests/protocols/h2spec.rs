@@ -7,9 +7,9 @@ use std::{
     process::Command,
 };
 
-use heddle_tests::{app::App, peer};
+use heddle_tests::{app::App, peer, process::run};
 
-use crate::world::{Service, World, run};
+use crate::world::{Service, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn h2spec_finds_nothing_that_it_does_not_find_in_hyper() {

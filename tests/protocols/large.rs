@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream;
-use heddle_tests::{mesh::Proxy, peer};
+use heddle_tests::{mesh::Proxy, peer, process::succeed};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Empty, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
@@ -26,7 +26,7 @@ use hyper_util::{
 };
 use tokio::net::TcpListener;
 
-use crate::world::{Service, World, succeed};
+use crate::world::{Service, World};
 
 /// How many bytes each way, unless this variable says otherwise (10 GB take minutes).
 const SIZE: (&str, u64) = ("HEDDLE_LARGE_BYTES", 1_000_000_000);

@@ -3,11 +3,13 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
-use heddle_tests::{eventually, peer, ports::free_port, process::Process};
-use tokio::net::TcpStream;
+use heddle_tests::{
+    peer,
+    ports::{free_port, listening},
+    process::Process,
+};
 
 /// A running nginx.
 pub(crate) struct Nginx {
@@ -39,14 +41,6 @@ impl Nginx {
         }
         Some(Self { _process: process, _folder: folder, files, http1, http2 })
     }
-}
-
-/// Waits until somebody listens there.
-pub(crate) async fn listening(port: u16) {
-    eventually(&format!("a listener at {port}"), Duration::from_secs(30), || async move {
-        TcpStream::connect(("127.0.0.1", port)).await.map(drop).map_err(|error| error.to_string())
-    })
-    .await;
 }
 
 fn settings(folder: &Path, http1: u16, http2: u16) -> String {

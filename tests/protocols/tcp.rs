@@ -3,32 +3,21 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
-use heddle_tests::{eventually, peer, ports::free_port, process::Process};
-
-use crate::{
-    nginx::{Nginx, listening},
-    world::{Service, World, script, succeed},
+use heddle_tests::{
+    peer,
+    ports::{free_port, listening},
+    process::{Process, succeed},
+    servers::{self, Listens, folder},
 };
 
-/// A folder that servers under users of their own may enter.
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::Builder::new().prefix("heddle-tcp-").tempdir().expect("a temporary folder");
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its owner");
-    folder
-}
-
-/// A command that runs as this user.
-fn as_user(user: &str, program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", user, "--regid", user, "--clear-groups"]).arg(program);
-    command
-}
+use crate::{
+    nginx::Nginx,
+    world::{Service, World, script},
+};
 
 /// The only connections on record were opaque ones.
 async fn assert_opaque(world: &World) {
@@ -38,12 +27,9 @@ async fn assert_opaque(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_benchmark_finds_redis_as_it_is() {
-    let (Some(server), Some(benchmark)) = (peer::find("redis-server"), peer::find("redis-benchmark")) else { return };
-    let (folder, port) = (folder(), free_port());
-    let mut command = Command::new(server);
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    let _server = Process::start("redis", command, folder.path());
-    listening(port).await;
+    let Some(benchmark) = peer::find("redis-benchmark") else { return };
+    let port = free_port();
+    let Some(_server) = servers::redis(port, Listens::Loopback).await else { return };
     let world = World::start(&[Service::new("redis", "", port)]).await;
     let upstream = world.upstream("redis").port().to_string();
     for more in [&["-P", "16", "-n", "20000"][..], &["-d", "100000", "-n", "500"], &["-k", "0", "-n", "200"]] {
@@ -61,26 +47,8 @@ async fn redis_benchmark_finds_redis_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pgbench_finds_postgresql_as_it_is() {
     let Some(pgbench) = peer::find("pgbench") else { return };
-    let Some(programs) = postgresql() else { return };
-    let (folder, port) = (folder(), free_port());
-    let data = folder.path().join("data");
-    fs::create_dir(&data).expect("a new folder");
-    let mut command = Command::new("chown");
-    command.arg("postgres").arg(&data);
-    succeed(command).await;
-    let mut command = as_user("postgres", &programs.join("initdb"));
-    command.args(["--no-sync", "--auth", "trust", "--username", "postgres", "--pgdata"]).arg(&data).current_dir("/");
-    succeed(command).await;
-    let mut command = as_user("postgres", &programs.join("postgres"));
-    command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
-    command.arg("-c").arg(format!("unix_socket_directories={}", data.display())).current_dir("/");
-    let server = Process::start("postgres", command, folder.path());
-    listening(port).await;
-    eventually("PostgreSQL's start", Duration::from_secs(30), || {
-        let ready = server.output().contains("ready to accept connections");
-        async move { if ready { Ok(()) } else { Err("not ready".to_owned()) } }
-    })
-    .await;
+    let port = free_port();
+    let Some(_server) = servers::postgresql(port, Listens::Loopback).await else { return };
     let world = World::start(&[Service::new("postgres", "", port)]).await;
     let upstream = world.upstream("postgres").port().to_string();
     let connect = ["-h", "127.0.0.1", "-p", &upstream, "-U", "postgres"];
@@ -96,28 +64,11 @@ async fn pgbench_finds_postgresql_as_it_is() {
     assert_opaque(&world).await;
 }
 
-/// The folder of the newest PostgreSQL that Debian has installed.
-fn postgresql() -> Option<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let newest = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("postgres").exists()).max();
-    newest.or_else(|| peer::find("postgres").and_then(|path| path.parent().map(Path::to_path_buf)))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_greets_first() {
-    let (Some(server), Some(client)) = (peer::find("mariadbd"), peer::find("mariadb")) else { return };
-    let (folder, port) = (folder(), free_port());
-    let data = folder.path().join("data");
-    let mut command = Command::new("mariadb-install-db");
-    command.args(["--no-defaults", "--user=mysql", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-    command.arg(format!("--datadir={}", data.display()));
-    succeed(command).await;
-    let mut command = Command::new(server);
-    command.args(["--no-defaults", "--user=mysql", "--bind-address=127.0.0.1", &format!("--port={port}")]);
-    command.arg(format!("--datadir={}", data.display())).arg(format!("--socket={}/socket", data.display()));
-    command.args(["--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]);
-    let _server = Process::start("mariadb", command, folder.path());
-    listening(port).await;
+    let Some(client) = peer::find("mariadb") else { return };
+    let port = free_port();
+    let Some(_server) = servers::mariadb(port, Listens::Loopback).await else { return };
     let world = World::start(&[Service::new("maria", "", port)]).await;
     let sql = "create database t; create table t.n (n int, b longblob); \
                insert into t.n values (1, repeat('x', 3000000)), (2, ''); select sum(n), sum(length(b)) from t.n;";
@@ -173,51 +124,25 @@ async fn ssh_and_its_half_closed_streams() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_smtp_server_greets_first() {
     let Some(python) = peer::kept("python-2/bin/python") else { return };
-    let (folder, port) = (folder(), free_port());
-    let mut command = Command::new(&python);
-    command.args(["-m", "aiosmtpd", "-n", "-c", "aiosmtpd.handlers.Debugging", "stdout", "-l"]);
-    command.arg(format!("127.0.0.1:{port}")).env("PYTHONUNBUFFERED", "1");
-    let server = Process::start("smtp", command, folder.path());
-    listening(port).await;
+    let port = free_port();
+    let Some(server) = servers::smtp(port, Listens::Loopback).await else { return };
     let world = World::start(&[Service::new("mail", "", port)]).await;
     let mut command = Command::new(python);
-    command.arg(script("smtp_client.py")).arg(world.upstream("mail").port().to_string());
+    command.arg(script("smtp_client.py")).args(["127.0.0.1", &world.upstream("mail").port().to_string()]);
     assert_eq!(succeed(command).await, "all well\n");
-    assert!(server.output().contains("a thread through the heddle"), "{}", server.output());
+    let output = server.process.output();
+    assert!(output.contains("a thread through the heddle"), "{output}");
     assert_opaque(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rabbitmq_and_its_heartbeats() {
-    let (Some(_), Some(epmd)) = (peer::find("rabbitmqctl"), peer::find("epmd")) else { return };
     let Some(python) = peer::kept("python-2/bin/python") else { return };
-    let (folder, port, names, distribution) = (folder(), free_port(), free_port(), free_port());
-    let path = |name: &str| folder.path().join(name);
-    // Or RabbitMQ starts one that outlives it.
-    let mut command = Command::new(epmd);
-    command.args(["-port", &names.to_string(), "-address", "127.0.0.1"]);
-    let _names = Process::start("epmd", command, folder.path());
-    listening(names).await;
-    fs::write(path("plugins"), "[].").expect("written");
-    let mut command = Command::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
-    command.env("HOME", folder.path()).env("RABBITMQ_MNESIA_BASE", path("data"));
-    command.env("RABBITMQ_LOG_BASE", folder.path()).env("RABBITMQ_LOGS", "-");
-    command.env("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")).env("RABBITMQ_CONF_ENV_FILE", path("none"));
-    command.env("ERL_EPMD_PORT", names.to_string()).env("ERL_EPMD_ADDRESS", "127.0.0.1");
-    command.env("RABBITMQ_NODENAME", "heddle@localhost").env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1");
-    command.env("RABBITMQ_NODE_PORT", port.to_string()).env("RABBITMQ_DIST_PORT", distribution.to_string());
-    // One process, not a shell before it, which would leave it behind.
-    command.env("RABBITMQ_ALLOW_INPUT", "1").arg("-noinput");
-    command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1");
-    let _server = Process::start("rabbitmq", command, folder.path());
-    eventually("RabbitMQ's start", Duration::from_secs(90), || async {
-        let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
-        connected.map(drop).map_err(|error| error.to_string())
-    })
-    .await;
+    let port = free_port();
+    let Some(_server) = servers::rabbitmq(port, Listens::Loopback).await else { return };
     let world = World::start(&[Service::new("queue", "", port)]).await;
     let mut command = Command::new(python);
-    command.arg(script("amqp_client.py")).arg(world.upstream("queue").port().to_string());
+    command.arg(script("amqp_client.py")).args(["127.0.0.1", &world.upstream("queue").port().to_string(), "5"]);
     assert_eq!(succeed(command).await, "all well\n");
     assert_opaque(&world).await;
 }

@@ -2,12 +2,13 @@
 
 use std::{path::PathBuf, process::Command};
 
-use heddle_tests::{peer, ports::free_port, process::Process};
-
-use crate::{
-    nginx::listening,
-    world::{Service, World, script, succeed},
+use heddle_tests::{
+    peer,
+    ports::{free_port, listening},
+    process::{Process, succeed},
 };
+
+use crate::world::{Service, World, script};
 
 /// Node, with the modules that tests use.
 pub(crate) fn node() -> Option<Command> {

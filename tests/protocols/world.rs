@@ -3,8 +3,6 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    time::Duration,
 };
 
 use heddle_tests::mesh::{Mesh, Proxy, ProxySpec};
@@ -108,32 +106,6 @@ spec:
   rules: [{{ from: [{{ identities: [test/client] }}{strangers}] }}]
 "
     )
-}
-
-/// Runs a program to its end, beside what else the test does, and gives what it wrote.
-///
-/// # Panics
-/// When it takes longer than two minutes.
-pub(crate) async fn run(mut command: Command) -> Output {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let shown = format!("{command:?}");
-    let mut command = tokio::process::Command::from(command);
-    let output = command.kill_on_drop(true).output();
-    let output = tokio::time::timeout(Duration::from_secs(120), output).await;
-    output.unwrap_or_else(|_| panic!("it does not end: {shown}")).unwrap_or_else(|error| panic!("{shown}: {error}"))
-}
-
-/// Runs a program that must succeed, and gives its standard output.
-///
-/// # Panics
-/// When it fails, showing what it wrote.
-pub(crate) async fn succeed(command: Command) -> String {
-    let shown = format!("{command:?}");
-    let output = run(command).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{shown}: {}\n{text}\n{errors}", output.status);
-    text
 }
 
 /// A program beside these tests.

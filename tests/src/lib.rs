@@ -5,12 +5,14 @@
 //! that a user would.
 
 pub mod app;
+pub mod captured;
 pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod peer;
 pub mod ports;
 pub mod process;
+pub mod servers;
 
 use std::{
     future::Future,

@@ -3,10 +3,16 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::Duration,
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet, time::sleep};
+
+use crate::{
+    mesh::{client_builder, reqwest_client},
+    netns::Namespace,
+};
 
 /// What a load met.
 #[derive(Clone, Debug, Default)]
@@ -17,42 +23,50 @@ pub struct Report {
     pub ok: u64,
     /// Everything else, by status and `heddle-error`, or by the client's error.
     pub lost: BTreeMap<String, u64>,
+    /// For how long.
+    pub time: Duration,
+    /// Longest wait for an answer.
+    pub slowest: Duration,
 }
 
 impl Report {
     /// # Panics
     /// When anything was lost, or fewer than nine tenths of `expected` were sent.
     pub fn assert_nothing_lost(&self, expected: u64) {
-        assert!(self.lost.is_empty(), "lost requests: {self:?}");
+        assert!(self.lost.is_empty(), "lost requests: {self:#?}");
         assert!(self.sent * 10 >= expected * 9, "the load itself fell behind: {self:?}, expected {expected}");
     }
 }
 
-/// Sends `GET url` at `rate` a second for `time`, each on its own task, through `client`.
+/// Sends requests to `url` at `rate` a second for `time`, each on its own task, through `client`.
+///
+/// One in four is a POST, which is not sent again if it may have been done, and one in ten ends its connection.
 pub async fn steady(client: reqwest::Client, url: String, rate: u32, time: Duration) -> Report {
+    until(client, url, rate, sleep(time)).await
+}
+
+/// As [`steady`], until `end` is ready.
+async fn until(client: reqwest::Client, url: String, rate: u32, end: impl Future<Output = ()>) -> Report {
     let report = Arc::new(Mutex::new(Report::default()));
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
-    let end = tokio::time::Instant::now() + time;
+    let began = tokio::time::Instant::now();
     let mut tasks = JoinSet::new();
-    while tokio::time::Instant::now() < end {
-        ticks.tick().await;
-        let (client, url, report) = (client.clone(), url.clone(), report.clone());
+    let mut end = std::pin::pin!(end);
+    for number in 0_u64.. {
+        tokio::select! {
+            biased;
+            () = &mut end => break,
+            _ = ticks.tick() => {}
+        }
+        let request = if number % 4 == 3 { client.post(&url).body("some words") } else { client.get(&url) };
+        let request = if number % 10 == 0 { request.header("connection", "close") } else { request };
+        let report = report.clone();
         tasks.spawn(async move {
-            let outcome = match client.get(&url).timeout(Duration::from_secs(10)).send().await {
-                Ok(response) if response.status().is_success() => match response.bytes().await {
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(format!("body: {error:?}")),
-                },
-                Ok(response) => {
-                    let reason = response.headers().get("heddle-error").cloned();
-                    let status = response.status();
-                    let text = response.text().await.unwrap_or_default();
-                    Err(format!("{status} {reason:?} {text}"))
-                }
-                Err(error) => Err(format!("{error:?}")),
-            };
+            let began = tokio::time::Instant::now();
+            let outcome = answer(request).await;
             let mut report = report.lock().expect("no panic while held");
             report.sent += 1;
+            report.slowest = report.slowest.max(began.elapsed());
             match outcome {
                 Ok(()) => report.ok += 1,
                 Err(reason) => *report.lost.entry(reason).or_default() += 1,
@@ -60,7 +74,61 @@ pub async fn steady(client: reqwest::Client, url: String, rate: u32, time: Durat
         });
         while tasks.try_join_next().is_some() {}
     }
+    let time = began.elapsed();
     while tasks.join_next().await.is_some() {}
-    let report = report.lock().expect("no panic while held");
+    let mut report = report.lock().expect("no panic while held");
+    report.time = time;
     report.clone()
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> Result<(), String> {
+    match request.timeout(Duration::from_secs(10)).send().await {
+        Ok(response) if response.status().is_success() => match response.bytes().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("body: {error:?}")),
+        },
+        Ok(response) => {
+            let reason = response.headers().get("heddle-error").cloned();
+            let status = response.status();
+            let text = response.text().await.unwrap_or_default();
+            Err(format!("{status} {reason:?} {text}"))
+        }
+        Err(error) => Err(format!("{error:?}")),
+    }
+}
+
+/// A load that an app of a pod sends until it is told to stop.
+pub struct PodLoad {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<Report>,
+}
+
+impl PodLoad {
+    /// Begins one: [`steady`] at `rate` a second, without any proxy that it would know of.
+    pub fn start(pod: &Namespace, url: String, rate: u32) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let thread = pod.thread(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let client = reqwest_client(client_builder());
+                until(client, url, rate, async move {
+                    // Whoever has dropped it wants no more of it either.
+                    let _ = stopped.await;
+                })
+                .await
+            })
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends it, and gives what it met.
+    ///
+    /// # Panics
+    /// When it has.
+    pub async fn stop(self) -> Report {
+        // An error means that it has ended by a panic, which is told below.
+        let _ = self.stop.send(());
+        let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
+        joined.expect("no panic").unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }

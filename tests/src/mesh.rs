@@ -48,7 +48,7 @@ pub struct Proxy {
     /// Its bound addresses.
     pub addresses: ProxyAddresses,
     arguments: Vec<String>,
-    wrapper: Vec<String>,
+    line: Vec<String>,
     name: String,
 }
 
@@ -86,6 +86,8 @@ pub struct ProxySpec {
     pub wrapper: Vec<String>,
     /// Runs as this user.
     pub uid: Option<u32>,
+    /// The proxy's program, where it is not that of the test's own build.
+    pub program: Option<PathBuf>,
 }
 
 impl Mesh {
@@ -253,6 +255,8 @@ impl Mesh {
             let user = ["setpriv", &format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups"];
             wrapper.extend(user.map(str::to_owned));
         }
+        let program = spec.program.unwrap_or_else(|| binary("heddle-proxy"));
+        wrapper.push(program.into_os_string().into_string().expect("a path in UTF-8"));
         let mut arguments: Vec<String> = ["--workload", &spec.workload, "--state-dir"].map(str::to_owned).to_vec();
         arguments.push(state.display().to_string());
         arguments.extend(["--join".to_owned(), join.display().to_string()]);
@@ -286,16 +290,11 @@ impl Mesh {
 }
 
 impl Proxy {
-    async fn launch(name: &str, wrapper: Vec<String>, arguments: Vec<String>, state: PathBuf, folder: &Path) -> Self {
-        let proxy = binary("heddle-proxy");
-        let mut command = match wrapper.split_first() {
-            Some((program, rest)) => {
-                let mut command = Command::new(program);
-                command.args(rest).arg(proxy);
-                command
-            }
-            None => Command::new(proxy),
-        };
+    /// `line`: a program, and what comes before its arguments.
+    async fn launch(name: &str, line: Vec<String>, arguments: Vec<String>, state: PathBuf, folder: &Path) -> Self {
+        let (program, rest) = line.split_first().expect("a program");
+        let mut command = Command::new(program);
+        command.args(rest);
         command.args(&arguments);
         let written = state.join("addresses.json");
         let _ = std::fs::remove_file(&written);
@@ -305,7 +304,7 @@ impl Proxy {
             async move { ProxyAddresses::parse(&read?) }
         })
         .await;
-        Self { process, state, addresses, arguments, wrapper, name: name.to_owned() }
+        Self { process, state, addresses, arguments, line, name: name.to_owned() }
     }
 
     /// Waits until it is ready.
@@ -344,8 +343,8 @@ impl Proxy {
                 arguments[at + 1] = address.to_string();
             }
         }
-        let wrapper = self.wrapper.clone();
-        let fresh = Self::launch(&self.name, wrapper, arguments.clone(), self.state.clone(), folder).await;
+        let line = self.line.clone();
+        let fresh = Self::launch(&self.name, line, arguments.clone(), self.state.clone(), folder).await;
         *self = fresh;
         self.arguments = arguments;
         self.wait_ready().await;

@@ -1,4 +1,5 @@
-//! Two hosts on one machine: network namespaces joined by a cable. They are removed when dropped. Root only.
+//! Hosts on one machine: network namespaces, two joined by a cable, or a host and its pods on a bridge. They are
+//! removed when dropped. Root only.
 
 use std::{
     fs::File,
@@ -7,6 +8,7 @@ use std::{
     os::fd::AsFd,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    thread::{self, JoinHandle},
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -31,6 +33,15 @@ pub struct Pair {
     pub b: Namespace,
 }
 
+/// A host with pods on a bridge of its own, each pod a namespace.
+#[derive(Debug)]
+pub struct Host {
+    /// Where the control plane is.
+    pub host: Namespace,
+    /// In order of their addresses.
+    pub pods: Vec<Namespace>,
+}
+
 /// A network namespace.
 #[derive(Debug)]
 pub struct Namespace {
@@ -44,20 +55,8 @@ impl Pair {
     /// # Panics
     /// Where they cannot be made and `HEDDLE_REQUIRE_PEERS=1` is set, or half of them could.
     pub fn new() -> Option<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        for program in ["ip", "nft", "setpriv", "sysctl"] {
-            peer::find(program)?;
-        }
-        if !rustix::process::geteuid().is_root() {
-            return peer::missing("a user who may make network namespaces (root)").map(|_| unreachable!());
-        }
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = |side: &str| format!("heddle-{}-{number}{side}", std::process::id());
-        let pair = Self { a: Namespace { name: name("a"), side: 1 }, b: Namespace { name: name("b"), side: 2 } };
-        for namespace in [&pair.a, &pair.b] {
-            run(Command::new("ip").args(["netns", "add", &namespace.name]));
-            namespace.sh("ip link set lo up; sysctl -qw net.ipv6.conf.default.dad_transmits=0");
-        }
+        let [a, b] = namespaces([1, 2])?;
+        let pair = Self { a, b };
         run(Command::new("ip").args(["link", "add", "eth0", "netns", &pair.a.name]).args([
             "type",
             "veth",
@@ -68,17 +67,59 @@ impl Pair {
             &pair.b.name,
         ]));
         for namespace in [&pair.a, &pair.b] {
-            let (v4, v6) = (namespace.address(Family::V4), namespace.address(Family::V6));
-            namespace
-                .sh(&format!("ip addr add {v4}/24 dev eth0; ip addr add {v6}/64 dev eth0 nodad; ip link set eth0 up"));
+            namespace.has_addresses("eth0");
         }
         // What is not on the cable is still somewhere at its other end.
         for (namespace, other) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
-            let (v4, v6) = (other.address(Family::V4), other.address(Family::V6));
-            namespace.sh(&format!("ip route add default via {v4}; ip -6 route add default via {v6}"));
+            namespace.default_route(other);
         }
         Some(pair)
     }
+}
+
+impl Host {
+    /// Makes one with as many pods; `None`, after saying so, where it cannot be made.
+    ///
+    /// # Panics
+    /// As [`Pair::new`].
+    pub fn new(pods: u8) -> Option<Self> {
+        let [host] = namespaces([1])?;
+        host.sh("ip link add eth0 type bridge");
+        host.has_addresses("eth0");
+        let mut all = Vec::new();
+        for number in 0..pods {
+            let [pod] = namespaces([10 + number])?;
+            run(Command::new("ip").args(["link", "add", "eth0", "netns", &pod.name, "type", "veth", "peer"]).args([
+                "name",
+                &format!("pod{number}"),
+                "netns",
+                &host.name,
+            ]));
+            host.sh(&format!("ip link set pod{number} master eth0 up"));
+            pod.has_addresses("eth0");
+            pod.default_route(&host);
+            all.push(pod);
+        }
+        Some(Self { host, pods: all })
+    }
+}
+
+/// Makes namespaces that have these numbers in their addresses.
+fn namespaces<const N: usize>(numbers: [u8; N]) -> Option<[Namespace; N]> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    for program in ["ip", "nft", "setpriv", "sysctl"] {
+        peer::find(program)?;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return peer::missing("a user who may make network namespaces (root)").map(|_| unreachable!());
+    }
+    Some(numbers.map(|side| {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let namespace = Namespace { name: format!("heddle-{}-{count}", std::process::id()), side };
+        run(Command::new("ip").args(["netns", "add", &namespace.name]));
+        namespace.sh("ip link set lo up; sysctl -qw net.ipv6.conf.default.dad_transmits=0");
+        namespace
+    }))
 }
 
 impl Namespace {
@@ -88,6 +129,18 @@ impl Namespace {
             Family::V4 => [10, 88, 0, self.side].into(),
             Family::V6 => [0xfd88, 0, 0, 0, 0, 0, 0, u16::from(self.side)].into(),
         }
+    }
+
+    fn has_addresses(&self, link: &str) {
+        let (v4, v6) = (self.address(Family::V4), self.address(Family::V6));
+        self.sh(&format!(
+            "ip addr add {v4}/24 dev {link}; ip addr add {v6}/64 dev {link} nodad; ip link set {link} up"
+        ));
+    }
+
+    fn default_route(&self, via: &Self) {
+        let (v4, v6) = (via.address(Family::V4), via.address(Family::V6));
+        self.sh(&format!("ip route add default via {v4}; ip -6 route add default via {v6}"));
     }
 
     /// What runs a program here.
@@ -125,9 +178,28 @@ impl Namespace {
     /// # Panics
     /// When the kernel does not let it.
     pub fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.name)).expect("a namespace");
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter it");
+        enter(&self.open());
     }
+
+    /// Does something on a thread of its own that is here.
+    ///
+    /// # Panics
+    /// When the kernel does not let it.
+    pub fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let file = self.open();
+        thread::spawn(move || {
+            enter(&file);
+            work()
+        })
+    }
+
+    fn open(&self) -> File {
+        File::open(format!("/run/netns/{}", self.name)).expect("a namespace")
+    }
+}
+
+fn enter(file: &File) {
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may enter it");
 }
 
 impl Drop for Namespace {

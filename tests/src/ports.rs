@@ -1,10 +1,15 @@
-//! Ports for programs that must be told one.
+//! Ports for programs that must be told one, and waiting for them.
 
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, TcpListener},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
+
+use tokio::net::TcpStream;
+
+use crate::eventually;
 
 /// Below the ports that Linux gives to sockets that asked for none in particular (32768 and up).
 const RANGE: std::ops::Range<u16> = 10_000..32_000;
@@ -24,4 +29,15 @@ pub fn free_port() -> u16 {
     let port = candidates.find(|port| !given.contains(port) && free(port)).expect("a free port");
     given.insert(port);
     port
+}
+
+/// Waits until somebody listens there, on loopback.
+///
+/// # Panics
+/// When nobody does in time; some programs take their time.
+pub async fn listening(port: u16) {
+    eventually(&format!("a listener at {port}"), Duration::from_secs(90), || async move {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::OnceLock,
     time::{Duration, SystemTime},
 };
@@ -43,6 +43,30 @@ pub fn binary(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Path of the proxy as the profile `load` has it, built before its first use in a test run; that which `HEDDLE_PROXY`
+/// names, if it does.
+///
+/// # Panics
+/// When the build fails.
+pub fn optimised_proxy() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            if let Some(path) = std::env::var_os("HEDDLE_PROXY") {
+                return path.into();
+            }
+            let test = std::env::current_exe().expect("the path of the test itself");
+            let target = test.ancestors().nth(3).expect("a test lives in target/<profile>/deps");
+            let mut build = Command::new(env!("CARGO"));
+            build.args(["build", "--quiet", "--profile", "load", "-p", "heddle-proxy"]);
+            build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace"));
+            build.env("CARGO_TARGET_DIR", target);
+            assert!(build.status().expect("cargo runs").success(), "the proxy could not be built");
+            target.join("load/heddle-proxy")
+        })
+        .clone()
+}
+
 /// A child process, killed when dropped. Its output goes to a file, shown when a test fails.
 #[derive(Debug)]
 pub struct Process {
@@ -79,12 +103,17 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Sends SIGTERM and waits.
+    /// Sends SIGTERM and waits, as [`Self::ended`].
+    pub async fn terminate(&mut self, limit: Duration) -> ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        self.ended(limit).await
+    }
+
+    /// Waits for its end.
     ///
     /// # Panics
     /// When it has not ended after `limit`.
-    pub async fn terminate(&mut self, limit: Duration) -> ExitStatus {
-        self.signal(rustix::process::Signal::TERM);
+    pub async fn ended(&mut self, limit: Duration) -> ExitStatus {
         let start = SystemTime::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child of this process") {
@@ -150,4 +179,30 @@ impl Drop for Process {
             }
         }
     }
+}
+
+/// Runs a program to its end, beside what else the test does, and gives what it wrote.
+///
+/// # Panics
+/// When it takes longer than two minutes.
+pub async fn run(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let shown = format!("{command:?}");
+    let mut command = tokio::process::Command::from(command);
+    let output = command.kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(120), output).await;
+    output.unwrap_or_else(|_| panic!("it does not end: {shown}")).unwrap_or_else(|error| panic!("{shown}: {error}"))
+}
+
+/// Runs a program that must succeed, and gives its standard output.
+///
+/// # Panics
+/// When it fails, showing what it wrote.
+pub async fn succeed(command: Command) -> String {
+    let shown = format!("{command:?}");
+    let output = run(command).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{shown}: {}\n{text}\n{errors}", output.status);
+    text
 }
