@@ -45,7 +45,10 @@ async fn a_link_that_loses_packets_harms_nothing() {
 
 #[tokio::test]
 async fn both_ends_hear_of_a_link_that_is_gone() {
-    let Some(world) = World::serving(Family::V4, 7000).await else { return };
+    let Some(mut world) = World::serving(Family::V4, 7000).await else { return };
+    let policy = "{ apiVersion: heddle.dev/v1, kind: TrafficPolicy, metadata: { name: echo, namespace: test }, \
+         spec: { targetRef: { kind: Service, name: echo }, timeouts: { request: 5s } } }";
+    world.mesh.apply(policy).await;
     let app = tokio::net::TcpListener::bind("0.0.0.0:7000").await.expect("a free port");
     let app = tokio::spawn(async move {
         loop {
@@ -68,13 +71,17 @@ async fn both_ends_hear_of_a_link_that_is_gone() {
         socket.read_exact(&mut byte).expect_err("nothing more")
     });
     ready.await.expect("a connection through both");
-    let before = world.curl(&[&world.url(8080)]);
-    assert_eq!(before.status, 200, "{before:?}");
+    let service = format!("http://{}/", world.pick("10.99.0.1", "[fd99::1]"));
+    eventually("an answer", Duration::from_secs(10), || {
+        let answer = world.curl(&[&service]);
+        async move { if answer.status == 200 { Ok(()) } else { Err(format!("{answer:?}")) } }
+    })
+    .await;
 
     lose(&world, "");
     // A request is told in time, on a connection that was good and on a new one.
     for _ in 0..2 {
-        let answer = world.curl(&["--max-time", "40", &world.url(8080)]);
+        let answer = world.curl(&["--max-time", "30", &service]);
         assert!(answer.header("heddle-error").is_some(), "{answer:?}");
     }
     // Who waits without a word hears of it once the kernel has asked in vain, for a minute.
@@ -85,7 +92,7 @@ async fn both_ends_hear_of_a_link_that_is_gone() {
 
     lose(&world, "tcp dport 1");
     eventually("the way to be open again", Duration::from_secs(30), || {
-        let answer = world.curl(&[&world.url(8080)]);
+        let answer = world.curl(&[&service]);
         async move { if answer.status == 200 { Ok(()) } else { Err(format!("{answer:?}")) } }
     })
     .await;
