@@ -1,4 +1,4 @@
-//! No request is lost: half a minute of steady load through each thing that may happen to a mesh.
+//! No request is lost: steady load through each thing that may happen to a mesh.
 //!
 //! Each test has a mesh of its own and they run one after another, so that the load is the only one.
 
@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 /// Requests a second.
 const RATE: u32 = 200;
 /// Of load.
-const TIME: Duration = Duration::from_secs(30);
+const TIME: Duration = Duration::from_secs(20);
 /// One at a time.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
@@ -111,7 +111,7 @@ async fn while_certificates_rotate_every_two_seconds() {
     let load = world.load();
     assert_whole("certificates rotating", load).await;
     let rotations = world.client.metric("heddle_certificate_renewals_total", &[]).await;
-    assert!(rotations >= 8.0, "{rotations} renewals in {TIME:?}\n{}", world.client.metrics().await);
+    assert!(rotations >= 6.0, "{rotations} renewals in {TIME:?}\n{}", world.client.metrics().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,7 +140,7 @@ async fn while_routes_change_ten_times_a_second() {
         number += 1;
         world.mesh.apply(&route(number)).await;
     }
-    assert!(number >= 200, "only {number} changes");
+    assert!(number >= 120, "only {number} changes");
     assert_whole("routes changing", load).await;
 }
 
