@@ -184,8 +184,10 @@ async fn captured_while_routes_change_ten_times_a_second() {
         changes.tick().await;
         number += 1;
         world.mesh.apply(&crate::route(number)).await;
+        // Nor does it matter who looks on.
+        assert!(!world.client.metrics().await.is_empty());
     }
-    assert_whole("routes changing", load).await;
+    assert_whole("routes changing, metrics scraped", load).await;
     // A machine that is busy with other things than this may not do all.
     assert!(number >= 500, "only {number} changes");
     world.answers_with("x-change", &number.to_string()).await;
