@@ -38,15 +38,13 @@ impl Report {
     }
 }
 
-/// Sends requests to `url` at `rate` a second for `time`, each on its own task, through `client`.
-///
-/// One in four is a POST, which is not sent again if it may have been done, and one in ten ends its connection.
+/// Sends `GET url` at `rate` a second for `time`, each on its own task, through `client`.
 pub async fn steady(client: reqwest::Client, url: String, rate: u32, time: Duration) -> Report {
-    until(client, url, rate, sleep(time)).await
+    until(|_| client.get(&url), rate, sleep(time)).await
 }
 
-/// As [`steady`], until `end` is ready.
-async fn until(client: reqwest::Client, url: String, rate: u32, end: impl Future<Output = ()>) -> Report {
+/// Sends requests, by their numbers, at `rate` a second until `end` is ready.
+async fn until(request: impl Fn(u64) -> reqwest::RequestBuilder, rate: u32, end: impl Future<Output = ()>) -> Report {
     let report = Arc::new(Mutex::new(Report::default()));
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     let began = tokio::time::Instant::now();
@@ -58,9 +56,7 @@ async fn until(client: reqwest::Client, url: String, rate: u32, end: impl Future
             () = &mut end => break,
             _ = ticks.tick() => {}
         }
-        let request = if number % 4 == 3 { client.post(&url).body("some words") } else { client.get(&url) };
-        let request = if number % 10 == 0 { request.header("connection", "close") } else { request };
-        let report = report.clone();
+        let (request, report) = (request(number), report.clone());
         tasks.spawn(async move {
             let began = tokio::time::Instant::now();
             let outcome = answer(request).await;
@@ -104,18 +100,22 @@ pub struct PodLoad {
 }
 
 impl PodLoad {
-    /// Begins one: [`steady`] at `rate` a second, without any proxy that it would know of.
+    /// Begins one of `rate` requests a second, without any proxy that it would know of. One in four is a POST, which is
+    /// not sent again if it may have been done, and one in ten ends its connection.
     pub fn start(pod: &Namespace, url: String, rate: u32) -> Self {
         let (stop, stopped) = oneshot::channel();
         let thread = pod.thread(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let client = reqwest_client(client_builder());
-                until(client, url, rate, async move {
-                    // Whoever has dropped it wants no more of it either.
-                    let _ = stopped.await;
-                })
-                .await
+                let request = |number: u64| {
+                    let post = number % 4 == 3;
+                    let request = if post { client.post(&url).body("some words") } else { client.get(&url) };
+                    if number % 10 == 0 { request.header("connection", "close") } else { request }
+                };
+                // Whoever has dropped it wants no more of it either.
+                let end = async { drop(stopped.await) };
+                until(request, rate, end).await
             })
         });
         Self { stop, thread }
