@@ -44,12 +44,10 @@ pub(crate) fn jaeger_starts(world: &mut World) {
     let folder = world.folder.path().join("jaeger");
     fs::create_dir(&folder).expect("a folder");
     fs::copy(program, folder.join("jaeger")).expect("a file");
-    fs::write(
-        folder.join("Containerfile"),
-        "FROM scratch\nCOPY jaeger /jaeger\nUSER 65534\nENTRYPOINT [\"/jaeger\"]\n",
-    )
-    .expect("a file");
-    world.image("localhost/jaeger:1", &folder.join("Containerfile"), &folder);
+    let containerfile = world.folder.path().join("Containerfile.jaeger");
+    fs::write(&containerfile, "FROM scratch\nCOPY . /\nUSER 65534\nENTRYPOINT [\"/jaeger\"]\n").expect("a file");
+    world.libraries(&folder, "jaeger");
+    world.image("localhost/jaeger:1", &containerfile, &folder);
     world.apply("", JAEGER);
     world.kubectl("-n observability rollout status deploy/jaeger --timeout=60s");
 }

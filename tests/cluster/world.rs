@@ -77,10 +77,9 @@ impl World {
         run(Command::new("sh").current_dir(&tools).env("STEADY", env!("CARGO_BIN_EXE_steady")).arg("-ec").arg(
             "mkdir -p bin tmp etc/ssl/certs && chmod 1777 tmp && cp -L /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/ && cp $(command -v busybox) bin/busybox && cp $(command -v curl) bin/curl
              cp $STEADY bin/steady
-             for applet in sh sleep nc wget cat env true seq; do ln -s busybox bin/$applet; done
-             ldd bin/curl bin/steady | sed -n 's/.*=> \\(\\/[^ ]*\\) .*/\\1/p; s/^\\t\\(\\/[^ ]*\\) .*/\\1/p' |
-             while read -r library; do mkdir -p .$(dirname $library) && cp -L $library .$library; done",
+             for applet in sh sleep nc wget cat env true seq; do ln -s busybox bin/$applet; done",
         ));
+        self.libraries(&tools, "bin/curl bin/steady");
         if !(self.keep && Path::new(NETWORK).exists()) {
             // What an earlier run left, if it was cut off.
             run(&mut self.script(&["down"]));
@@ -88,6 +87,14 @@ impl World {
         }
         run(self.script(&["load"]).arg(&archive));
         self.image("localhost/tools:1", &self.folder.path().join("Containerfile"), &tools);
+    }
+
+    /// Copies what a program of a folder is linked with to its place there.
+    pub(crate) fn libraries(&self, folder: &Path, programs: &str) {
+        run(Command::new("sh").current_dir(folder).arg("-ec").arg(format!(
+            "ldd {programs} | sed -n 's/.*=> \\(\\/[^ ]*\\) .*/\\1/p; s/^\\t\\(\\/[^ ]*\\) .*/\\1/p' |
+             while read -r library; do mkdir -p .$(dirname $library) && cp -L $library .$library; done"
+        )));
     }
 
     /// Makes an image of a folder and loads it into the cluster.
