@@ -76,13 +76,10 @@ pub(super) async fn follow<F: Followed>(client: Client, events: mpsc::Sender<Eve
         let began = Instant::now();
         let ended = match version.clone() {
             None => list(&client, &events).await.map(|listed| version = Some(listed)),
-            Some(_) => watch(&client, &mut version, &events).await,
+            Some(_) => watch(&client, &mut version, &events, &mut troubled).await,
         };
         match ended {
             Ok(()) => {
-                if std::mem::take(&mut troubled) {
-                    tracing::info!(resource = F::RESOURCE, "Kubernetes is followed again");
-                }
                 if version.is_none() || began.elapsed() >= SHORT {
                     backoff.reset();
                     continue;
@@ -130,11 +127,12 @@ async fn list<F: Followed>(client: &Client, events: &mpsc::Sender<Event<F>>) -> 
     }
 }
 
-/// Watches from a version, which moves on with what is told.
+/// Watches from a version, which moves on with what is told. Once it has begun, the trouble is over.
 async fn watch<F: Followed>(
     client: &Client,
     version: &mut Option<String>,
     events: &mpsc::Sender<Event<F>>,
+    troubled: &mut bool,
 ) -> Result<(), End> {
     let seconds = WATCH_SECONDS + rand::random_range(0..WATCH_SECONDS / 2);
     let params = WatchParams::default().timeout(seconds);
@@ -142,6 +140,9 @@ async fn watch<F: Followed>(
     let request = Request::new(F::PATH).watch(&params, &from).map_err(kube::Error::BuildRequest)?;
     let started = timeout(ANSWER, client.request_events::<F::Wire>(request));
     let mut told = std::pin::pin!(started.await.map_err(|_| End::Silent)??);
+    if std::mem::take(troubled) {
+        tracing::info!(resource = F::RESOURCE, "Kubernetes is followed again");
+    }
     loop {
         let next = tokio::select! {
             next = timeout(QUIET, told.next()) => next,
