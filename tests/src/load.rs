@@ -111,7 +111,7 @@ impl PodLoad {
                 let request = |number: u64| {
                     let post = number % 4 == 3;
                     let request = if post { client.post(&url).body("some words") } else { client.get(&url) };
-                    if number % 10 == 0 { request.header("connection", "close") } else { request }
+                    if number.is_multiple_of(10) { request.header("connection", "close") } else { request }
                 };
                 // Whoever has dropped it wants no more of it either.
                 let end = async { drop(stopped.await) };
