@@ -274,6 +274,9 @@ pub(crate) struct InjectArgs {
     /// When these images are pulled: Always, IfNotPresent or Never; default: as Kubernetes decides.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub(crate) image_pull_policy: Option<String>,
+    /// Where proxies send spans (OTLP), such as http://collector.tracing:4317; default: nowhere.
+    #[arg(long, value_name = "URL")]
+    pub(crate) tracing_endpoint: Option<String>,
     /// Control plane as proxies reach it.
     #[arg(long, value_name = "HOST:PORT", default_value = heddle_kubernetes::names::CONTROL_PLANE_ADDRESS)]
     pub(crate) control_plane: String,

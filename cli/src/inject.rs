@@ -43,6 +43,8 @@ pub(crate) fn inject(global: &Global, args: &InjectArgs) -> Result<u8, Error> {
         control_plane: args.control_plane.clone(),
         trust_domain: args.trust_domain.clone(),
         trust_roots,
+        tracing_endpoint: args.tracing_endpoint.clone(),
+        hook_key: format!("{:032x}", rand::random::<u128>()),
     };
     let work = Work { way: Way::In, what: &|object| injector.inject(object, Some(Inject::Enabled)) };
     work.files(global, &args.files)

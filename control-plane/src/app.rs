@@ -43,6 +43,7 @@ use crate::{
     rotation::Rotation,
     store::{OpenError, RedbOptions, RedbStore},
     tokens::{ApiTokens, BootstrapError, JoinTokens, Revocations, TokenError},
+    webhook,
 };
 
 const STORE: &str = "store.redb";
@@ -65,6 +66,9 @@ pub struct Addresses {
     pub mesh: SocketAddr,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Pods that are to get a proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<SocketAddr>,
 }
 
 /// Why a control plane did not start.
@@ -166,7 +170,7 @@ impl App {
         let writes = store.write_health();
         let registry = Registry::open(Arc::new(store)).await?;
         let sockets = Sockets::bind(&config).await?;
-        let addresses = sockets.addresses(&config);
+        let mut addresses = sockets.addresses(&config);
         let (stop, watch) = drain::channel();
 
         let domain = kubernetes.as_ref().map(|_| config.cluster_domain.as_str());
@@ -199,6 +203,8 @@ impl App {
             metrics.clone(),
         )?;
         let certificate = Arc::new(certificate);
+        addresses.webhook =
+            webhook::start(&config, &signer, &certificate, kubernetes.as_ref(), &metrics, &watch).await?;
         let roots = Arc::new(Rotation::new(
             Arc::clone(&signer),
             Arc::clone(&certificate),
@@ -265,7 +271,7 @@ impl App {
         let text = serde_json::to_vec(&addresses).expect("addresses are JSON");
         data.write(ADDRESSES, &text)?;
         health.set("started", true);
-        let Addresses { api, mesh, health: health_address } = &addresses;
+        let Addresses { api, mesh, health: health_address, .. } = &addresses;
         let data_dir = absolute(&config);
         tracing::info!(%api, %mesh, health = %health_address, trust_domain = %config.trust_domain, data = %data_dir.display(), "ready");
         Ok(Self {
@@ -357,6 +363,7 @@ impl Sockets {
             api: local(&self.api, config.api),
             mesh: local(&self.mesh, config.mesh),
             health: local(&self.health, config.health),
+            webhook: None,
         }
     }
 

@@ -16,7 +16,7 @@ use heddle_certs::TrustDomain;
 use heddle_runtime::telemetry::Format;
 
 use self::written::Written;
-use crate::kubernetes;
+use crate::{kubernetes, webhook};
 
 /// The meaning of all settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Config {
     pub kubernetes: Option<kubernetes::Access>,
     /// Domain of the DNS names of that cluster.
     pub cluster_domain: String,
+    /// The webhook that injects pods; absent: none.
+    pub webhook: Option<webhook::Settings>,
     /// How long a registered workload counts as alive without a word.
     pub lease: Duration,
     /// Log filter.
@@ -116,6 +118,11 @@ impl Config {
             kubernetes,
             kubeconfig,
             cluster_domain,
+            webhook,
+            proxy_image,
+            capture_image,
+            image_pull_policy,
+            tracing_endpoint,
             lease,
             log,
             log_format,
@@ -134,6 +141,16 @@ impl Config {
             authority_dir,
             kubernetes: access(kubernetes, kubeconfig)?,
             cluster_domain: domain(cluster_domain)?,
+            webhook: match webhook {
+                Some(listen) => Some(webhook::Settings {
+                    listen: address("webhook", Some(listen), "")?,
+                    proxy_image: proxy_image.unwrap_or_else(|| heddle_kubernetes::names::PROXY_IMAGE.to_owned()),
+                    capture_image,
+                    image_pull_policy: image_pull_policy.map(pull_policy).transpose()?,
+                    tracing_endpoint,
+                }),
+                None => None,
+            },
             lease: duration("lease", lease, "30s", SHORTEST_LEASE..=LONGEST_LEASE)?,
             log: log.unwrap_or_else(|| "info".to_owned()),
             log_format: format(log_format)?,
@@ -219,6 +236,13 @@ fn is_dns_name(name: &str) -> bool {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     name.len() <= 253 && name.split('.').all(label)
+}
+
+fn pull_policy(value: String) -> Result<String, ConfigError> {
+    if ["Always", "IfNotPresent", "Never"].contains(&&*value) {
+        return Ok(value);
+    }
+    Err(invalid("imagePullPolicy", value, "policy; write Always, IfNotPresent or Never"))
 }
 
 fn host_port(value: String) -> Result<String, ConfigError> {

@@ -24,3 +24,4 @@ pub mod rotation;
 pub mod store;
 pub mod tokens;
 mod turns;
+pub mod webhook;

@@ -42,6 +42,8 @@ pub struct Metrics {
     pub kubernetes_objects: IntGaugeVec,
     /// Lists and watches of the Kubernetes API that failed, by resource.
     pub kubernetes_failures: IntCounterVec,
+    /// Pods that Kubernetes asked about, by what became of them.
+    pub admissions: IntCounterVec,
 }
 
 impl Metrics {
@@ -96,6 +98,7 @@ impl Metrics {
                 "Lists and watches of the Kubernetes API that failed",
                 &["resource"],
             )?,
+            admissions: counters("admissions_total", "Admission reviews of pods, by what became of them", &["result"])?,
             registry,
         })
     }

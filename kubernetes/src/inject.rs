@@ -33,6 +33,11 @@ pub struct Injector {
     pub trust_domain: String,
     /// The mesh's roots, PEM.
     pub trust_roots: String,
+    /// Where proxies send spans (OTLP); absent: nowhere.
+    pub tracing_endpoint: Option<String>,
+    /// Something that nobody guesses, of characters that a path can have: only who knows it may have the proxy call a
+    /// hook of the app, which does something, unlike a probe.
+    pub hook_key: String,
 }
 
 /// What becomes of one pod or template of an object.
@@ -175,7 +180,7 @@ impl Injector {
         }
         let settings = Settings::of(metadata)?;
         check(spec)?;
-        let (mut changes, originals) = probes::rewrite(spec, &at.key("spec"), &settings)?;
+        let (mut changes, originals) = probes::rewrite(spec, &at.key("spec"), &settings, &self.hook_key)?;
         let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
         let spec_at = at.key("spec");
         let volumes = [containers::state_volume(), containers::token_volume()];

@@ -32,6 +32,12 @@ pub const NAMESPACE: &str = "heddle-system";
 pub const CONTROL_PLANE: &str = "heddle-control-plane";
 /// Port of the control plane that proxies call.
 pub const MESH_PORT: u16 = 9701;
+/// The webhook's configuration.
+pub const WEBHOOK_CONFIGURATION: &str = "heddle-inject";
+/// Path at which pods are sent to the control plane.
+pub const WEBHOOK_PATH: &str = "/inject";
+/// Path for pods of namespaces whose Pod Security level refuses injected pods.
+pub const WEBHOOK_STRICT_PATH: &str = "/inject/strict";
 /// Port of the control plane that the API server sends pods to.
 pub const WEBHOOK_PORT: u16 = 9703;
 /// Where proxies of a mesh that is installed as usual find it.

@@ -11,6 +11,8 @@ fn injector() -> Injector {
         control_plane: "heddle-control-plane.heddle-system.svc:9701".to_owned(),
         trust_domain: "heddle.local".to_owned(),
         trust_roots: "-----BEGIN CERTIFICATE-----\nAAA+/=\n-----END CERTIFICATE-----\n".to_owned(),
+        tracing_endpoint: None,
+        hook_key: "k3y".to_owned(),
     }
 }
 

@@ -61,6 +61,21 @@ pub struct Written {
     /// Domain of the cluster's DNS names, <service>.<namespace>.svc.<domain> [default: cluster.local]
     #[arg(long, value_name = "NAME", env = "HEDDLE_CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
+    /// Where the API server of Kubernetes sends pods that are to get a proxy (TLS) [default: nowhere]
+    #[arg(long, value_name = "IP:PORT", env = "HEDDLE_WEBHOOK")]
+    pub webhook: Option<String>,
+    /// Image of the proxies that pods get [default: heddle-proxy of this version]
+    #[arg(long, value_name = "IMAGE", env = "HEDDLE_PROXY_IMAGE")]
+    pub proxy_image: Option<String>,
+    /// Image of the init container that sets the rules of capture [default: the proxies']
+    #[arg(long, value_name = "IMAGE", env = "HEDDLE_CAPTURE_IMAGE")]
+    pub capture_image: Option<String>,
+    /// When these are pulled: Always, IfNotPresent or Never [default: as Kubernetes decides]
+    #[arg(long, value_name = "POLICY", env = "HEDDLE_IMAGE_PULL_POLICY")]
+    pub image_pull_policy: Option<String>,
+    /// Where proxies that pods get send spans (OTLP) [default: nowhere]
+    #[arg(long, value_name = "URL", env = "HEDDLE_TRACING_ENDPOINT")]
+    pub tracing_endpoint: Option<String>,
     /// How long a registered workload counts as alive without a word [default: 30s]
     #[arg(long, value_name = "DURATION", env = "HEDDLE_LEASE")]
     pub lease: Option<String>,
@@ -98,6 +113,11 @@ impl Written {
             kubernetes: self.kubernetes.or(below.kubernetes),
             kubeconfig: self.kubeconfig.or(below.kubeconfig),
             cluster_domain: self.cluster_domain.or(below.cluster_domain),
+            webhook: self.webhook.or(below.webhook),
+            proxy_image: self.proxy_image.or(below.proxy_image),
+            capture_image: self.capture_image.or(below.capture_image),
+            image_pull_policy: self.image_pull_policy.or(below.image_pull_policy),
+            tracing_endpoint: self.tracing_endpoint.or(below.tracing_endpoint),
             lease: self.lease.or(below.lease),
             log: self.log.or(below.log),
             log_format: self.log_format.or(below.log_format),

@@ -9,6 +9,7 @@ mod kubernetes;
 mod registration;
 mod scale;
 mod start;
+mod webhook;
 mod world;
 
 /// As in the daemon, so that its memory can be measured here.

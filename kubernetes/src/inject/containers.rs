@@ -110,7 +110,8 @@ fn environment(injector: &Injector, settings: &Settings, probes: &Map<String, Va
         text("HEDDLE_PROXY_HTTP_PROXY", "off"),
     ];
     let mut optional = |name: &str, value: Option<&str>| all.extend(value.map(|value| text(name, value)));
-    optional("HEDDLE_PROXY_LOG", settings.log_level.as_deref());
+    optional("HEDDLE_PROXY_TRACING_ENDPOINT", injector.tracing_endpoint.as_deref());
+    optional("HEDDLE_LOG", settings.log_level.as_deref());
     optional("HEDDLE_PROXY_DRAIN_DEADLINE", settings.drain_deadline.as_deref());
     optional("HEDDLE_PROXY_ACCESS_LOG", settings.access_log.map(|on| if on { "on" } else { "off" }));
     if !probes.is_empty() {

@@ -23,11 +23,12 @@ const ACTIONS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 /// What Kubernetes takes where a probe names no timeout.
 const DEFAULT_TIMEOUT: u64 = 1;
 
-/// The changes, and the originals by `container/kind`.
+/// The changes, and the originals by what follows `/probe/` in the path: `container/kind`, of a hook with its key.
 pub(super) fn rewrite(
     spec: &Value,
     at: &Path,
     settings: &Settings,
+    hook_key: &str,
 ) -> Result<(Vec<Change>, Map<String, Value>), Fault> {
     let mut changes = Vec::new();
     let mut originals = Map::new();
@@ -40,13 +41,14 @@ pub(super) fn rewrite(
                 let probe = path.iter().try_fold(container, |value, key| value.get(key));
                 let Some(probe) = probe else { continue };
                 let Some((action, original)) = original(container, name, probe, kind, settings)? else { continue };
+                let told = if is_hook(kind) { format!("{name}/{kind}/{hook_key}") } else { format!("{name}/{kind}") };
                 changes.push(Change::ReplaceEntry {
                     at,
                     key: action.to_owned(),
                     new_key: "httpGet".to_owned(),
-                    value: json!({ "path": format!("/probe/{name}/{kind}"), "port": HEALTH_PORT }),
+                    value: json!({ "path": format!("/probe/{told}"), "port": HEALTH_PORT }),
                 });
-                originals.insert(format!("{name}/{kind}"), original);
+                originals.insert(told, original);
             }
         }
     }
@@ -79,12 +81,17 @@ fn original(
         return Ok(None);
     }
     let timeout = probe.get("timeoutSeconds").and_then(Value::as_u64).filter(|seconds| *seconds > 0);
-    let timeout = timeout.unwrap_or(if kind.contains('-') { LIFECYCLE_TIMEOUT } else { DEFAULT_TIMEOUT });
+    let timeout = timeout.unwrap_or(if is_hook(kind) { HOOK_TIMEOUT } else { DEFAULT_TIMEOUT });
     Ok(Some((action, json!({ action: asked, "port": port, "timeoutSeconds": timeout }))))
 }
 
+/// What does something, instead of asking how the app is.
+fn is_hook(kind: &str) -> bool {
+    ["post-start", "pre-stop"].contains(&kind)
+}
+
 /// Kubelet waits for a hook as long as the pod may take to end.
-const LIFECYCLE_TIMEOUT: u64 = 30;
+const HOOK_TIMEOUT: u64 = 30;
 
 /// A port's number, where it is given by name too.
 fn number(container: &Value, port: &Value) -> Option<u16> {

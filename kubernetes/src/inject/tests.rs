@@ -9,6 +9,8 @@ fn injector() -> Injector {
         control_plane: "heddle-control-plane.heddle-system.svc:9701".to_owned(),
         trust_domain: "heddle.local".to_owned(),
         trust_roots: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned(),
+        tracing_endpoint: None,
+        hook_key: "k3y".to_owned(),
     }
 }
 
@@ -186,8 +188,8 @@ fn settings_reach_the_containers() {
     );
     assert_eq!((&containers[0]["image"], &containers[1]["image"]), (&json!("mine:2"), &json!("mine:2")));
     let env = containers[1]["env"].to_string();
-    for (name, value) in [("LOG", "debug"), ("DRAIN_DEADLINE", "45s"), ("ACCESS_LOG", "off")] {
-        assert!(env.contains(&format!(r#"{{"name":"HEDDLE_PROXY_{name}","value":"{value}"}}"#)), "{env}");
+    for (name, value) in [("LOG", "debug"), ("PROXY_DRAIN_DEADLINE", "45s"), ("PROXY_ACCESS_LOG", "off")] {
+        assert!(env.contains(&format!(r#"{{"name":"HEDDLE_{name}","value":"{value}"}}"#)), "{env}");
     }
     object["metadata"]["annotations"] = json!({ "heddle.dev/opaqueports": "1" });
     let refused = injector().inject(&object, Some(Inject::Enabled)).unwrap_err().to_string();
@@ -248,7 +250,7 @@ fn probes_are_asked_of_the_proxy_and_given_back() {
     let rewritten = json!({ "path": "/probe/app/liveness", "port": 15020 });
     assert_eq!(app["livenessProbe"], json!({ "httpGet": rewritten, "timeoutSeconds": 3, "periodSeconds": 7 }));
     assert_eq!(app["readinessProbe"], json!({ "httpGet": { "path": "/probe/app/readiness", "port": 15020 } }));
-    assert_eq!(app["lifecycle"]["preStop"]["httpGet"]["path"], "/probe/app/pre-stop");
+    assert_eq!(app["lifecycle"]["preStop"]["httpGet"]["path"], "/probe/app/pre-stop/k3y");
     assert_eq!(app["startupProbe"], object["spec"]["containers"][0]["startupProbe"]);
     assert_eq!(spec["containers"][1], object["spec"]["containers"][1]);
     assert_eq!(spec["initContainers"][2]["startupProbe"]["httpGet"]["path"], "/probe/other/startup");
@@ -263,7 +265,7 @@ fn probes_are_asked_of_the_proxy_and_given_back() {
             "other/startup": { "tcpSocket": { "port": 7000 }, "port": 7000, "timeoutSeconds": 1 },
             "app/liveness": { "httpGet": http, "port": 8080, "timeoutSeconds": 3 },
             "app/readiness": { "grpc": { "port": 9000, "service": "x" }, "port": 9000, "timeoutSeconds": 1 },
-            "app/pre-stop": { "httpGet": { "path": "/bye", "port": 8080 }, "port": 8080, "timeoutSeconds": 30 },
+            "app/pre-stop/k3y": { "httpGet": { "path": "/bye", "port": 8080 }, "port": 8080, "timeoutSeconds": 30 },
         })
     );
     // One that was changed by hand since is not put back.

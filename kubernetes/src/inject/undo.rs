@@ -115,11 +115,15 @@ fn restore(spec: &Value, at: &Path, mut originals: Map<String, Value>) -> Vec<Ch
             let container_at = at.key(list).index(index);
             let name = name(container).unwrap_or_default();
             for (path, kind) in probes::PROBES {
-                let Some(Value::Object(original)) = originals.remove(&format!("{name}/{kind}")) else { continue };
+                let own = format!("{name}/{kind}");
+                let told = originals.keys().find(|told| **told == own || told.starts_with(&format!("{own}/"))).cloned();
+                let Some((told, Value::Object(original))) = told.and_then(|told| originals.remove_entry(&told)) else {
+                    continue;
+                };
                 let probe = path.iter().try_fold(container, |value, key| value.get(key));
                 let rewritten = probe.and_then(|probe| probe.pointer("/httpGet/path")).and_then(Value::as_str);
                 // One that somebody has written since then stays.
-                if rewritten != Some(&format!("/probe/{name}/{kind}")) {
+                if rewritten != Some(&format!("/probe/{told}")) {
                     continue;
                 }
                 let at = path.iter().fold(container_at.clone(), |at, key| at.key(key));
