@@ -13,7 +13,7 @@ use std::{
 
 use heddle_certs::{SpiffeId, TrustBundle};
 
-use crate::snapshot::ServiceName;
+use crate::{probes::Probes, snapshot::ServiceName};
 
 pub mod error;
 pub mod file;
@@ -58,6 +58,8 @@ pub struct Config {
     pub discovery: DiscoverySettings,
     /// What the process logs.
     pub log: Log,
+    /// What the health listener asks the application in the platform's place.
+    pub probes: Probes,
 }
 
 /// A service that the workload serves.
@@ -230,6 +232,8 @@ pub struct Log {
     pub filter: String,
     /// One JSON object a line, instead of text.
     pub json: bool,
+    /// A line for each request; `None`: as the mesh says.
+    pub access: Option<bool>,
 }
 
 impl DialName {

@@ -52,6 +52,7 @@ mod outbound;
 pub mod outcome;
 pub mod path;
 mod preamble;
+pub mod probes;
 mod registration;
 pub mod route;
 mod serve;

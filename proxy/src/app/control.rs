@@ -37,6 +37,7 @@ use crate::{
     identity::{Identity, Issuer, Renewal, Report},
     learned::Learned,
     lifecycle::{Lifecycle, ShutDown, Stages},
+    probes::Asking,
     registration::{self, Registration},
     state::StateDir,
     telemetry::Telemetry,
@@ -142,9 +143,15 @@ impl Control {
         }
         let answer = {
             let (health, telemetry) = (health.clone(), shared.telemetry.clone());
+            let asking = Asking::new(shared.config.probes.clone(), shared.config.inbound.advertise.ip);
             move |request: Request<Incoming>| {
-                let reply = probe(&health, &telemetry, &request);
-                async move { reply }
+                let asked = asking.asked(&request).ok_or_else(|| probe(&health, &telemetry, &request));
+                async move {
+                    match asked {
+                        Ok(asked) => asked.answer().await,
+                        Err(reply) => reply,
+                    }
+                }
             }
         };
         serve("health", health_listener, &health, &servers, answer);

@@ -110,7 +110,7 @@ pub(super) async fn run(
         health.set(POLICY, served && snapshot.mesh.is_some());
         health.set(SERVING, life.stage() == Stage::Serving);
         if let Some(mesh) = &snapshot.mesh {
-            shared.telemetry.set_access_log(mesh.access_log);
+            shared.telemetry.set_access_log(shared.config.log.access.unwrap_or(mesh.access_log));
             shared.telemetry.set_sampling_ratio(mesh.sampling_ratio);
         }
         if let Some(metrics) = &metrics {

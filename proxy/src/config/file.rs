@@ -103,6 +103,12 @@ pub struct Flags {
     /// How: text or json [default: text].
     #[arg(long, value_name = "FORMAT", env = "HEDDLE_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// A line for each request, on or off [default: as the mesh says].
+    #[arg(long, value_name = "on|off", env = "HEDDLE_PROXY_ACCESS_LOG")]
+    pub access_log: Option<String>,
+    /// What the health listener asks the application at /probe/NAME, as the injector writes it.
+    #[arg(long, value_name = "JSON", env = "HEDDLE_PROBES", hide = true)]
+    pub probes: Option<String>,
     /// Any other key of the settings file: PATH=VALUE, such as limits.maxConnections=500; again for more.
     #[arg(long = "set", value_name = "PATH=VALUE")]
     pub set: Vec<String>,
@@ -190,6 +196,8 @@ fn lay_over(flags: &Flags, tree: &mut Value, typed: &mut BTreeMap<String, String
         ("drain.deadline", "--drain-deadline", &flags.drain_deadline),
         ("log.filter", "--log", &flags.log),
         ("log.format", "--log-format", &flags.log_format),
+        ("log.access", "--access-log", &flags.access_log),
+        ("probes", "--probes", &flags.probes),
     ];
     for (path, flag, value) in singles {
         if let Some(value) = value {

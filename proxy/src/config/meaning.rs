@@ -48,6 +48,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
     let limits = limits(top.section("limits"));
     let discovery = discovery(top.section("discovery"));
     let log = log(top.section("log"));
+    let probes = top.parse_with("probes", |text| text.parse()).unwrap_or_default();
     top.finish();
     let config = Config {
         services,
@@ -66,6 +67,7 @@ pub(super) fn config(tree: Value, faults: &Faults) -> Option<Config> {
         limits,
         discovery,
         log,
+        probes,
     };
     same_address_twice(&config, faults);
     Some(config)
@@ -406,6 +408,11 @@ fn log(mut at: Section) -> Log {
         "text" => Ok(false),
         _ => Err("write text or json".to_owned()),
     });
+    let access = at.parse_with("access", |text| match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("write on or off".to_owned()),
+    });
     at.finish();
-    Log { filter: filter.unwrap_or_else(|| "info".to_owned()), json: json.unwrap_or(false) }
+    Log { access, filter: filter.unwrap_or_else(|| "info".to_owned()), json: json.unwrap_or(false) }
 }
