@@ -29,7 +29,10 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::AsyncWriteExt, time::Duration};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Duration, timeout},
+};
 
 use self::{
     flow::Streams,
@@ -108,10 +111,11 @@ where
         stream.put_back(parts.read_buf);
         match &cut {
             Some(Cut::Parked) => {
-                if !park::wait(&mut stream, watch.idle_until(), ending.come(false)).await {
-                    return None;
+                if park::wait(&mut stream, watch.idle_until(), ending.come(false)).await {
+                    continue;
                 }
-                continue;
+                // It ends as hyper would end it; whoever does not take that has no part in it any more.
+                let _ = timeout(watch::FAREWELL, stream.shutdown()).await;
             }
             Some(Cut::Overdue) => stream.reset(),
             // Nobody has answered it yet.

@@ -25,7 +25,7 @@ use crate::{
 /// has sent what he was about to send.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long an idle peer may take to agree to the end of a connection.
-const FAREWELL: Duration = Duration::from_secs(5);
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// When a connection ends with the proxy.
 #[derive(Clone, Copy, Debug)]
