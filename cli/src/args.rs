@@ -268,7 +268,8 @@ pub(crate) struct InjectArgs {
     /// Image of the proxy.
     #[arg(long, value_name = "IMAGE", default_value = heddle_kubernetes::names::PROXY_IMAGE)]
     pub(crate) image: String,
-    /// Image of the init container that redirects connections; default: the proxy's.
+    /// Image of the init container that redirects connections; default: the one that goes with the default of
+    /// `--image`, else the proxy's, which then must hold nft or iptables.
     #[arg(long, value_name = "IMAGE")]
     pub(crate) capture_image: Option<String>,
     /// When these images are pulled: Always, IfNotPresent or Never; default: as Kubernetes decides.

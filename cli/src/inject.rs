@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use heddle_kubernetes::{
     inject::{self as injection, InjectError, Injector, Outcome, Pod},
-    names::ORIGINAL,
+    names::{self, ORIGINAL},
     patch::Change,
     pod_security,
     settings::Inject,
@@ -36,9 +36,10 @@ pub(crate) fn inject(global: &Global, args: &InjectArgs) -> Result<u8, Error> {
     if !trust_roots.contains("-----BEGIN CERTIFICATE-----") {
         return Err(Error::Usage("--roots: there is no certificate in it; it is a file of PEM".to_owned()));
     }
+    let goes_along = || (args.image == names::PROXY_IMAGE).then(|| names::CAPTURE_IMAGE.to_owned());
     let injector = Injector {
         image: args.image.clone(),
-        capture_image: args.capture_image.clone(),
+        capture_image: args.capture_image.clone().or_else(goes_along),
         image_pull_policy: args.image_pull_policy.clone(),
         control_plane: args.control_plane.clone(),
         trust_domain: args.trust_domain.clone(),

@@ -144,8 +144,9 @@ impl Config {
             webhook: match webhook {
                 Some(listen) => Some(webhook::Settings {
                     listen: address("webhook", Some(listen), "")?,
+                    capture_image: capture_image
+                        .or_else(|| proxy_image.is_none().then(|| heddle_kubernetes::names::CAPTURE_IMAGE.to_owned())),
                     proxy_image: proxy_image.unwrap_or_else(|| heddle_kubernetes::names::PROXY_IMAGE.to_owned()),
-                    capture_image,
                     image_pull_policy: image_pull_policy.map(pull_policy).transpose()?,
                     tracing_endpoint,
                 }),

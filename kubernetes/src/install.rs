@@ -11,12 +11,8 @@ mod values;
 use serde_json::{Value, json};
 
 pub use self::values::{Images, InvalidValue, Resources, Storage, Values, Webhook};
-use crate::names::{CONTROL_PLANE, INJECT, MESH_PORT, WEBHOOK_PORT};
+use crate::names::{CONTROL_PLANE, INJECT, MESH_PORT, WEBHOOK_CONFIGURATION, WEBHOOK_PATH, WEBHOOK_PORT};
 
-/// Name of the webhook's configuration, and of the ClusterRole and its binding.
-pub const WEBHOOK_CONFIGURATION: &str = "heddle-inject";
-/// Path at which pods are sent to the control plane.
-pub const WEBHOOK_PATH: &str = "/inject";
 /// Port of the control plane's API.
 pub const API_PORT: u16 = 9700;
 /// Port of the control plane's health and metrics.

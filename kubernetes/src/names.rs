@@ -32,7 +32,7 @@ pub const NAMESPACE: &str = "heddle-system";
 pub const CONTROL_PLANE: &str = "heddle-control-plane";
 /// Port of the control plane that proxies call.
 pub const MESH_PORT: u16 = 9701;
-/// The webhook's configuration.
+/// The webhook's configuration, and the ClusterRole that goes with it and its binding.
 pub const WEBHOOK_CONFIGURATION: &str = "heddle-inject";
 /// Path at which pods are sent to the control plane.
 pub const WEBHOOK_PATH: &str = "/inject";
@@ -42,5 +42,7 @@ pub const WEBHOOK_STRICT_PATH: &str = "/inject/strict";
 pub const WEBHOOK_PORT: u16 = 9703;
 /// Where proxies of a mesh that is installed as usual find it.
 pub const CONTROL_PLANE_ADDRESS: &str = "heddle-control-plane.heddle-system.svc:9701";
-/// Image of the proxy of this version.
-pub const PROXY_IMAGE: &str = concat!("heddle-proxy:", env!("CARGO_PKG_VERSION"));
+/// Image of the proxy of this version, as `images/build.sh` names it.
+pub const PROXY_IMAGE: &str = concat!("localhost/heddle-proxy:", env!("CARGO_PKG_VERSION"));
+/// Image of the init container that goes with it.
+pub const CAPTURE_IMAGE: &str = concat!("localhost/heddle-capture:", env!("CARGO_PKG_VERSION"));

@@ -111,7 +111,7 @@ async fn gather(client: &Client, values: &Values, address: &str) -> Result<Facts
     let claim = claims.get_opt(CONTROL_PLANE).await.ok().flatten();
     facts.claimed = claim.is_some_and(|claim| claim.spec.is_some_and(|spec| spec.volume_name.is_some()));
     let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    if let Ok(Some(webhook)) = webhooks.get_opt(install::WEBHOOK_CONFIGURATION).await {
+    if let Ok(Some(webhook)) = webhooks.get_opt(heddle_kubernetes::names::WEBHOOK_CONFIGURATION).await {
         let service = webhook.webhooks.iter().flatten().find_map(|webhook| webhook.client_config.service.as_ref());
         facts.installed_in = service.map(|service| service.namespace.clone());
     }

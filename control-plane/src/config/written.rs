@@ -67,7 +67,7 @@ pub struct Written {
     /// Image of the proxies that pods get [default: heddle-proxy of this version]
     #[arg(long, value_name = "IMAGE", env = "HEDDLE_PROXY_IMAGE")]
     pub proxy_image: Option<String>,
-    /// Image of the init container that sets the rules of capture [default: the proxies']
+    /// Image of the init container that sets the rules of capture [default: the one that goes with the default of the other, else that]
     #[arg(long, value_name = "IMAGE", env = "HEDDLE_CAPTURE_IMAGE")]
     pub capture_image: Option<String>,
     /// When these are pulled: Always, IfNotPresent or Never [default: as Kubernetes decides]

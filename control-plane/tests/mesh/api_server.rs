@@ -47,7 +47,7 @@ impl ApiServer {
         let etcd = PathBuf::from("/usr/bin/etcd");
         let needed = [programs.join("kube-apiserver"), programs.join("kube-controller-manager"), etcd.clone()];
         if let Some(missing) = needed.iter().find(|program| !program.exists()) {
-            let required = std::env::var("HEDDLE_REQUIRE_PEERS").is_ok_and(|value| value == "1");
+            let required = std::env::var("HEDDLE_REQUIRE_CLUSTER").is_ok_and(|value| value == "1");
             assert!(!required, "{} is missing; tests/peers/cluster.sh gets it", missing.display());
             eprintln!("SKIPPED: {} is missing; tests/peers/cluster.sh gets it", missing.display());
             return None;

@@ -6,7 +6,10 @@ use heddle_api::proto::{ads, type_url};
 use prost::Message;
 use tokio::time::Instant;
 
-use super::{Dial, Origin, Table, kind::Kind};
+use super::{
+    Dial, Origin, Table,
+    kind::{Answer, Kind},
+};
 use crate::config::DialName;
 
 /// First bytes of the file; the digit is its version.
@@ -24,10 +27,15 @@ impl Table {
         }
         let unknown = self.dialled.iter().filter(|(_, dialled)| dialled.answer == Some(Dial::Unknown));
         services.removed_resources = unknown.map(|(name, _)| name.clone()).collect();
+        let mut workloads = response(&self.workloads);
+        // Without a platform that knows it, it only calls: then nothing is to be waited for at the next start.
+        if self.workloads.answer(&self.own.node) == Some(Answer::Missing) {
+            workloads.removed_resources.push(self.own.node.clone());
+        }
         let responses = [
             response(&self.bundles),
             response(&self.meshes),
-            response(&self.workloads),
+            workloads,
             response(&self.inbound),
             services,
             response(&self.endpoints),

@@ -85,10 +85,13 @@ async fn a_pod_that_goes_serves_on_and_one_that_starts_anew_knows_what() {
 
 #[tokio::test]
 async fn without_a_platform_a_workload_serves_what_its_settings_say() {
-    let (mut table, now) = (pod(false), Instant::now());
+    let (mut table, now) = (pod(true), Instant::now());
     table.requests(now);
     table.apply(response(type_url::WORKLOAD, "", Vec::new(), &["shop/orders-1"]), now);
     assert_eq!(table.snapshot(now).served.as_deref(), Some(&[][..]), "nothing: it only calls");
+    let mut again = pod(true);
+    again.restore(&table.saved(), now).unwrap();
+    assert_eq!(again.snapshot(now).served.as_deref(), Some(&[][..]), "known without a control plane, too");
     let mut with_settings = super::table();
     assert!(subscribed(&with_settings.requests(now), type_url::WORKLOAD).0.is_empty());
     assert_eq!(with_settings.snapshot(now).served.as_deref(), Some(&[service_name("shop/orders")][..]));
