@@ -275,7 +275,7 @@ pub(crate) struct InjectArgs {
     /// When these images are pulled: Always, IfNotPresent or Never; default: as Kubernetes decides.
     #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     pub(crate) image_pull_policy: Option<String>,
-    /// Where proxies send spans (OTLP), such as http://collector.tracing:4317; default: nowhere.
+    /// Where proxies send spans (OTLP), such as `http://collector.tracing:4317`; default: nowhere.
     #[arg(long, value_name = "URL")]
     pub(crate) tracing_endpoint: Option<String>,
     /// Control plane as proxies reach it.

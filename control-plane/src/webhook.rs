@@ -1,7 +1,7 @@
 //! The mutating webhook of Kubernetes: the API server sends pods that are being made, and each that asks for it gets
 //! its proxy. What becomes of a pod is decided by the same code as `heddle inject`.
 //!
-//! The certificate is the control plane's own, under the mesh's roots; [`authority`] keeps those in the webhook's
+//! The certificate is the control plane's own, under the mesh's roots; `authority` keeps those in the webhook's
 //! configuration, so that replacing a root needs nobody's hand here.
 
 mod authority;

@@ -58,7 +58,7 @@ pub struct Written {
     /// As --kubernetes, from outside of the cluster: by the current context of this kubeconfig
     #[arg(long, value_name = "FILE", env = "HEDDLE_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
-    /// Domain of the cluster's DNS names, <service>.<namespace>.svc.<domain> [default: cluster.local]
+    /// Domain of the DNS names of the cluster, which end in `.svc.` and this [default: cluster.local]
     #[arg(long, value_name = "NAME", env = "HEDDLE_CLUSTER_DOMAIN")]
     pub cluster_domain: Option<String>,
     /// Where the API server of Kubernetes sends pods that are to get a proxy (TLS) [default: nowhere]

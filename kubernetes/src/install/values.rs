@@ -30,7 +30,7 @@ pub struct Values {
     pub resources: Resources,
     /// The webhook that injects proxies.
     pub webhook: Webhook,
-    /// OTLP endpoint that proxies send spans to, such as http://jaeger.observability:4317; absent: none.
+    /// OTLP endpoint that proxies send spans to, such as `http://jaeger.observability:4317`; absent: none.
     pub tracing_endpoint: Option<String>,
     /// Nodes that the control plane may run on, by their labels.
     pub node_selector: BTreeMap<String, String>,
