@@ -141,6 +141,7 @@ pub(crate) struct Asking {
 pub(crate) struct Asked {
     asking: Asking,
     name: String,
+    probe: Probe,
 }
 
 impl Asking {
@@ -153,45 +154,43 @@ impl Asking {
     /// The probe that a request asks for; `None`: it asks for something else.
     pub(crate) fn asked<B>(&self, request: &Request<B>) -> Option<Asked> {
         let name = request.uri().path().strip_prefix(PREFIX)?;
-        let is_known = self.probes.0.contains_key(name) && *request.method() == Method::GET;
-        is_known.then(|| Asked { asking: self.clone(), name: name.to_owned() })
+        let probe = self.probes.0.get(name).filter(|_| *request.method() == Method::GET)?;
+        Some(Asked { asking: self.clone(), name: name.to_owned(), probe: probe.clone() })
     }
 
     /// The run to wait for: the one under way, one whose verdict still holds, else a new one.
-    fn run(&self, name: &str) -> Option<Run> {
-        let probe = self.probes.0.get(name)?;
+    fn run(&self, name: String, probe: Probe) -> Run {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(run) = runs.get(name) {
+        if let Some(run) = runs.get(&name) {
             // One whose task has gone without a verdict is over, too.
             let holds = match &*run.verdict.borrow() {
                 Some((_, ended)) => ended.elapsed() < FRESH,
                 None => run.verdict.has_changed().is_ok() && run.begun.elapsed() < probe.timeout + FRESH,
             };
             if holds {
-                return Some(run.clone());
+                return run.clone();
             }
         }
         let (tell, verdict) = watch::channel(None);
         let run = Run { begun: Instant::now(), verdict };
-        runs.insert(name.to_owned(), run.clone());
-        let (probe, app) = (probe.clone(), SocketAddr::new(self.app, probe.port));
+        runs.insert(name, run.clone());
+        let app = SocketAddr::new(self.app, probe.port);
         tokio::spawn(async move {
             let verdict = ask::app(&probe, app).await;
             tell.send_replace(Some((verdict, Instant::now())));
         });
-        Some(run)
+        run
     }
 }
 
 impl Asked {
     /// 200 or 503, with the reason.
     pub(crate) async fn answer(self) -> Reply {
-        let verdict = match self.asking.run(&self.name) {
-            Some(mut run) => match run.verdict.wait_for(Option::is_some).await.map(|verdict| verdict.clone()) {
-                Ok(Some((verdict, _))) => verdict,
-                _ => Err("the probe ended without a verdict".to_owned()),
-            },
-            None => Err("there is no such probe".to_owned()),
+        let Self { asking, name, probe } = self;
+        let mut run = asking.run(name, probe);
+        let verdict = match run.verdict.wait_for(Option::is_some).await.map(|verdict| verdict.clone()) {
+            Ok(Some((verdict, _))) => verdict,
+            _ => Err("the probe ended without a verdict".to_owned()),
         };
         match verdict {
             Ok(why) => reply(StatusCode::OK, format!("{why}\n")),

@@ -184,23 +184,12 @@ impl Stream {
         let Some(Instead { unwritten, .. }) = &mut self.instead else { return Poll::Ready(Ok(())) };
         while !unwritten.is_empty() {
             let written = self.kind.poll_write(cx, unwritten);
-            if let Some(activity) = &self.activity {
-                activity.0.blocked.store(written.is_pending(), Ordering::Relaxed);
-            }
-            match ready!(written)? {
+            match ready!(noted(self.activity.as_ref(), written))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => unwritten.advance(written),
             }
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Notes whether a write has to wait.
-    fn noted<T>(&self, written: Poll<T>) -> Poll<T> {
-        if let Some(activity) = &self.activity {
-            activity.0.blocked.store(written.is_pending(), Ordering::Relaxed);
-        }
-        written
     }
 
     /// Whether these bytes were taken, to write others instead.
@@ -301,6 +290,14 @@ impl AsyncRead for Stream {
     }
 }
 
+/// Notes whether a write has to wait.
+fn noted<T>(activity: Option<&Activity>, written: Poll<T>) -> Poll<T> {
+    if let Some(activity) = activity {
+        activity.0.blocked.store(written.is_pending(), Ordering::Relaxed);
+    }
+    written
+}
+
 impl Kind {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
@@ -323,7 +320,7 @@ impl AsyncWrite for Stream {
             }
         }
         let written = this.kind.poll_write(cx, bytes);
-        this.noted(written)
+        noted(this.activity.as_ref(), written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -335,7 +332,7 @@ impl AsyncWrite for Stream {
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_flush(cx),
         };
-        self.noted(flushed)
+        noted(self.activity.as_ref(), flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -371,7 +368,7 @@ impl AsyncWrite for Stream {
             #[cfg(test)]
             Kind::Memory(memory) => Pin::new(memory).poll_write_vectored(cx, slices),
         };
-        this.noted(written)
+        noted(this.activity.as_ref(), written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -40,9 +40,7 @@ pub(super) fn join(top: &mut Section, faults: &Faults) -> Option<Join> {
 
 fn kubernetes(mut at: Section) -> Option<Join> {
     let control_plane = at.require("controlPlane", host_port);
-    let trust_domain = at
-        .parse_with("trustDomain", |text| TrustDomain::from_str(text).map_err(|error| error.to_string()))
-        .or_else(|| TrustDomain::new("heddle.local").ok());
+    let trust_domain = at.parse_with("trustDomain", domain).or_else(|| TrustDomain::new("heddle.local").ok());
     let file: Option<PathBuf> = at.require("serviceAccountToken", |file| {
         if file.is_empty() { Err("write the path of a projected token".to_owned()) } else { Ok(file.into()) }
     });
@@ -57,10 +55,7 @@ fn kubernetes(mut at: Section) -> Option<Join> {
     let roots = at.require("trustRoots", |pem| {
         if pem.is_empty() { Err("write the mesh's roots, PEM".to_owned()) } else { Ok(pem.to_owned()) }
     });
-    let trust_anchors = trust_domain.zip(roots).and_then(|(trust_domain, pem)| {
-        let bundle = TrustBundle::from_pem(trust_domain, 0, pem.as_bytes());
-        bundle.map_err(|error| at.fault("trustRoots", format_args!("are not right: {error}"))).ok()
-    });
+    let trust_anchors = trust_domain.zip(roots).and_then(|(domain, pem)| anchors(&at, "trustRoots", domain, &pem));
     at.finish();
     let proof = Some(Proof::ServiceAccountToken(file?));
     Some(Join { control_plane: control_plane?, identity: identity?, trust_anchors: trust_anchors?, proof })
@@ -87,6 +82,16 @@ fn host_port(text: &str) -> Result<String, String> {
     if host.is_empty() || text.parse::<http::uri::Authority>().is_err() { Err(right()) } else { Ok(text.to_owned()) }
 }
 
+fn domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::from_str(text).map_err(|error| error.to_string())
+}
+
+/// The roots that are written under `key`.
+fn anchors(at: &Section, key: &str, domain: TrustDomain, pem: &str) -> Option<TrustBundle> {
+    let bundle = TrustBundle::from_pem(domain, 0, pem.as_bytes());
+    bundle.map_err(|error| at.fault(key, format_args!("are not right: {error}"))).ok()
+}
+
 /// Reads a join file.
 fn of_file(file: &Path, faults: &Faults) -> Option<Join> {
     let tree = read_text(file).and_then(|text| {
@@ -103,7 +108,7 @@ fn of_file(file: &Path, faults: &Faults) -> Option<Join> {
     // The whole answer of `POST /v1/join-tokens` may be kept as the file; these say nothing to a proxy.
     at.ignore(&["id", "namespace", "serviceAccount", "uses", "used", "created", "expires"]);
     let control_plane = at.require("controlPlane", host_port);
-    let trust_domain = at.require("trustDomain", |text| TrustDomain::from_str(text).map_err(|error| error.to_string()));
+    let trust_domain = at.require("trustDomain", domain);
     let identity = at.require("identity", |text| {
         let identity = SpiffeId::from_str(text).map_err(|error| error.to_string())?;
         let right = "write spiffe://<trust domain>/ns/<namespace>/sa/<service account>";
@@ -114,7 +119,7 @@ fn of_file(file: &Path, faults: &Faults) -> Option<Join> {
     {
         at.fault("identity", format_args!("{identity} is not of the trust domain {trust_domain}"));
     }
-    let trust_anchors = at.require("trustAnchors", |pem| Ok(pem.to_owned()));
+    let pem = at.require("trustAnchors", |pem| Ok(pem.to_owned()));
     let token = at.parse_with("token", |token| {
         if token.is_empty() {
             Err("write the token".to_owned())
@@ -122,16 +127,7 @@ fn of_file(file: &Path, faults: &Faults) -> Option<Join> {
             Ok(Proof::JoinToken(Secret(token.to_owned())))
         }
     });
-    let trust_anchors = match (&trust_domain, trust_anchors) {
-        (Some(trust_domain), Some(pem)) => match TrustBundle::from_pem(trust_domain.clone(), 0, pem.as_bytes()) {
-            Ok(bundle) => Some(bundle),
-            Err(error) => {
-                at.fault("trustAnchors", format_args!("are not right: {error}"));
-                None
-            }
-        },
-        _ => None,
-    };
+    let trust_anchors = trust_domain.zip(pem).and_then(|(domain, pem)| anchors(&at, "trustAnchors", domain, &pem));
     at.finish();
     Some(Join { control_plane: control_plane?, identity: identity?, trust_anchors: trust_anchors?, proof: token })
 }

@@ -12,11 +12,12 @@ use tokio::{
     time::{Duration, sleep, timeout},
 };
 
+use super::{Pair, pair};
 use crate::{
     snapshot::Protocol,
     stream::Stream,
     testing::{
-        Called, Proxy, TestMesh, app,
+        Called, TestMesh, app,
         client::{get, send1},
         run, until,
     },
@@ -29,18 +30,6 @@ enum End {
     Fin,
     /// A reset.
     Rst,
-}
-
-struct Pair {
-    _callee: Proxy,
-    caller: Proxy,
-}
-
-fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
-    let mesh = TestMesh::new();
-    let callee = mesh.sidecar("orders", protocol, app);
-    let caller = mesh.caller(vec![Called::new("orders", protocol, &callee.addresses)]);
-    Pair { _callee: callee, caller }
 }
 
 /// The requests that reached an app whole.

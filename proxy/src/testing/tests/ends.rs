@@ -18,11 +18,12 @@ use tokio::{
     time::{Duration, sleep, timeout},
 };
 
+use super::{Pair, pair_with};
 use crate::{
     snapshot::Protocol,
     stream::Stream,
     testing::{
-        Called, Local, Proxy, TestMesh, app,
+        Local, app,
         client::{connect2, get2},
         run, until,
     },
@@ -31,23 +32,15 @@ use crate::{
 /// How a connection ends: by a reset, or by an end of stream.
 type Reset = bool;
 
-struct Pair {
-    _callee: Proxy,
-    caller: Proxy,
-}
-
-fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
-    let mesh = TestMesh::new();
-    let callee = mesh.sidecar("orders", protocol, app);
-    let called = Called::new("orders", protocol, &callee.addresses).retries(|retry| retry.max_retries = 1);
-    Pair { caller: mesh.caller(vec![called]), _callee: callee }
-}
-
 /// Reads to the end, and gives what came before it.
 async fn rest(socket: &mut TcpStream) -> (Vec<u8>, io::Result<()>) {
     let mut bytes = Vec::new();
     let read = timeout(Duration::from_secs(5), socket.read_to_end(&mut bytes)).await.expect("an end");
     (bytes, read.map(drop))
+}
+
+fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
+    pair_with(protocol, app, |called| called.retries(|retry| retry.max_retries = 1))
 }
 
 const WORDS: &[u8] = b"EHLO loom\r\n";

@@ -17,11 +17,12 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::{Pair, pair};
 use crate::{
     outcome::{Direction, ErrorKind},
     snapshot::Protocol,
     testing::{
-        Called, Proxy, TestMesh,
+        Called, TestMesh,
         app::{self, text},
         client::{Answer, connect1, connect2, get, get2, send1, send2},
         cluster, run, service_name, spiffe_id,
@@ -37,18 +38,6 @@ fn chunks() -> (mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>, Chunks) {
 }
 
 /// An app behind its proxy, and a caller's.
-struct Pair {
-    callee: Proxy,
-    caller: Proxy,
-}
-
-fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
-    let mesh = TestMesh::new();
-    let callee = mesh.sidecar("orders", protocol, app);
-    let caller = mesh.caller(vec![Called::new("orders", protocol, &callee.addresses)]);
-    Pair { callee, caller }
-}
-
 #[test]
 fn a_request_passes_and_is_on_record_once_on_each_side() {
     run(async {

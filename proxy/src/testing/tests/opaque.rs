@@ -9,6 +9,7 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
+use super::{Pair, pair};
 use crate::{
     authorize::{Operation, Rule},
     config::{DialName, Limits},
@@ -47,18 +48,6 @@ async fn greeter() -> SocketAddr {
         }
     })
     .await
-}
-
-struct Pair {
-    callee: Proxy,
-    caller: Proxy,
-}
-
-fn pair(protocol: Protocol, app: SocketAddr) -> Pair {
-    let mesh = TestMesh::new();
-    let callee = mesh.sidecar("orders", protocol, app);
-    let caller = mesh.caller(vec![Called::new("orders", protocol, &callee.addresses)]);
-    Pair { callee, caller }
 }
 
 #[test]

@@ -16,13 +16,14 @@ use tokio::{
     time::{Duration, Instant, sleep, timeout},
 };
 
+use super::Pair;
 use crate::{
     config::Limits,
     listener::Role,
     outcome::ErrorKind,
     snapshot::Protocol,
     testing::{
-        Called, Proxy, Served, TestMesh, allow_all,
+        Called, Served, TestMesh, allow_all,
         app::{self, AppBody, text},
         calling,
         client::{Answer, connect2, get2, send2},
@@ -41,11 +42,6 @@ fn pieces() -> (UnboundedSender<Frame<Bytes>>, Pieces) {
 
 fn data(bytes: &'static [u8]) -> Frame<Bytes> {
     Frame::data(Bytes::from_static(bytes))
-}
-
-struct Pair {
-    callee: Proxy,
-    caller: Proxy,
 }
 
 const LIMIT: Duration = Duration::from_millis(500);
